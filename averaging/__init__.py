@@ -1,0 +1,1 @@
+"""One round, from tensors to an agreed sum: encode, mask, exchange, certify, unmask."""

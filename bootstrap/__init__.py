@@ -1,0 +1,1 @@
+"""run-bootstrap: a DHT entry point and relay. Trains nothing, decides nothing."""

@@ -1,0 +1,1 @@
+"""Who is out there: identity, wire codec, libp2p host, signed records, discovery."""

@@ -1,0 +1,249 @@
+"""The codec: frozen dataclasses to canonical msgpack and back, with every bound checked.
+
+A frame is one tag byte and one msgpack map. `decode` demands the exact keys, exact types, declared bounds,
+a size under the tag's cap, no duplicate key, no trailing byte, and that the bytes are the only encoding of
+their value, so that a hash or signature over them means one thing.
+
+    @message(tag=0x21, cap=256)
+    @dataclass(frozen=True, slots=True)
+    class Ready:
+        sid: Bytes32
+        missing: Annotated[tuple[U16, ...], Count(0, 64)]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Any, TypeVar, cast
+
+import msgpack
+
+from dht.errors import ProtocolError, Refusal
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Bound on bytes (or UTF-8 bytes of a str): `low <= len <= high`."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bound on an int: `low <= value <= high`."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Bound on the number of items of a tuple."""
+
+    low: int
+    high: int
+
+
+U8 = Annotated[int, Range(0, 2**8 - 1)]
+U16 = Annotated[int, Range(0, 2**16 - 1)]
+U32 = Annotated[int, Range(0, 2**32 - 1)]
+U64 = Annotated[int, Range(0, 2**64 - 1)]
+Bytes32 = Annotated[bytes, Length(32, 32)]
+Bytes64 = Annotated[bytes, Length(64, 64)]
+# A secp256k1 libp2p peer id: identity multihash of the 37-byte public key protobuf.
+PEER_ID_BYTES = 39
+PeerIdBytes = Annotated[bytes, Length(PEER_ID_BYTES, PEER_ID_BYTES)]
+
+_Check = Callable[[Any, str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    names: tuple[str, ...]
+    pack: _Check
+    unpack: _Check
+
+
+@dataclass(frozen=True, slots=True)
+class MessageType:
+    """One row of the protocol: a tag, the class it stands for, and the most bytes its frame may have."""
+
+    tag: int
+    cap: int
+    cls: type
+
+
+REGISTRY: dict[int, MessageType] = {}
+_BY_CLASS: dict[type, MessageType] = {}
+_CODECS: dict[type, _Codec] = {}
+
+
+def message(*, tag: int, cap: int) -> Callable[[type[T]], type[T]]:
+    """Register a frozen dataclass as the message of `tag`, whose frames have at most `cap` bytes."""
+
+    def register(cls: type[T]) -> type[T]:
+        if tag in REGISTRY:
+            raise ValueError(f"tag {tag:#04x} is taken by {REGISTRY[tag].cls.__name__}")
+        REGISTRY[tag] = _BY_CLASS[cls] = MessageType(tag, cap, cls)
+        return cls
+
+    return register
+
+
+def message_type(cls: type) -> MessageType:
+    """The registry row of a message class."""
+    return _BY_CLASS[cls]
+
+
+def encode(value: object) -> bytes:
+    """Frame of a message. Raises ProtocolError when a field breaks its own bound."""
+    row = _BY_CLASS[type(value)]
+    body = cast(bytes, msgpack.packb(_codec(row.cls).pack(value, row.cls.__name__), use_bin_type=True))
+    if len(body) + 1 > row.cap:
+        raise ProtocolError(Refusal.OVERSIZED, f"{row.cls.__name__}: {len(body) + 1} bytes, cap {row.cap}")
+    return bytes([row.tag]) + body
+
+
+def decode(frame: bytes | memoryview) -> Any:
+    """Message of a frame. Raises ProtocolError with the numbered refusal; never anything else."""
+    if len(frame) < 2:
+        raise ProtocolError(Refusal.TRUNCATED, f"a frame of {len(frame)} bytes")
+    row = REGISTRY.get(frame[0])
+    if row is None:
+        raise ProtocolError(Refusal.UNKNOWN_TAG, f"tag {frame[0]:#04x}")
+    name = row.cls.__name__
+    if len(frame) > row.cap:
+        raise ProtocolError(Refusal.OVERSIZED, f"{name}: {len(frame)} bytes, cap {row.cap}")
+    body = bytes(frame[1:])
+    value = _codec(row.cls).unpack(_unpack(body, name), name)
+    if encode(value)[1:] != body:
+        raise ProtocolError(Refusal.NOT_CANONICAL, f"{name} is not in canonical form")
+    return value
+
+
+def decode_as(cls: type[T], frame: bytes | memoryview) -> T:
+    """`decode`, and the message must be a `cls`; raises ProtocolError (UNEXPECTED) otherwise."""
+    value = decode(frame)
+    if type(value) is not cls:
+        raise ProtocolError(Refusal.UNEXPECTED, f"{type(value).__name__} where {cls.__name__} was due")
+    return value
+
+
+def digest(domain: str, *parts: bytes | memoryview) -> bytes:
+    """SHA-256 over a domain string and length-prefixed parts, so that no two lists collide."""
+    hasher = sha256(f"murmuration/1/{domain}".encode() + b"\x00")
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "big"))
+        hasher.update(part)
+    return hasher.digest()
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise _DuplicateKeyError
+    return result
+
+
+def _unpack(body: bytes, name: str) -> Any:
+    try:
+        return msgpack.unpackb(body, raw=False, strict_map_key=True, object_pairs_hook=_pairs)
+    except _DuplicateKeyError:
+        raise ProtocolError(Refusal.DUPLICATE_KEY, name) from None
+    except msgpack.ExtraData:
+        raise ProtocolError(Refusal.TRAILING, name) from None
+    except Exception as error:  # msgpack raises ValueError, StackError, UnicodeDecodeError, TypeError
+        short = isinstance(error, ValueError) and "incomplete" in str(error)
+        kind = Refusal.TRUNCATED if short else Refusal.MALFORMED
+        raise ProtocolError(kind, f"{name}: {type(error).__name__}") from None
+
+
+def _codec(cls: type) -> _Codec:
+    codec = _CODECS.get(cls)
+    if codec is None:
+        codec = _CODECS[cls] = _compile_struct(cls)
+    return codec
+
+
+def _compile_struct(cls: type) -> _Codec:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = tuple(field.name for field in dataclasses.fields(cls))
+    packers = [(name, _compile(hints[name], packing=True)) for name in names]
+    unpackers = [(name, _compile(hints[name], packing=False)) for name in names]
+    expected = set(names)
+
+    def pack(value: Any, where: str) -> dict[str, Any]:
+        if type(value) is not cls:
+            raise ProtocolError(Refusal.MALFORMED, f"{where} is {type(value).__name__}, not {cls.__name__}")
+        return {name: check(getattr(value, name), f"{where}.{name}") for name, check in packers}
+
+    def unpack(value: Any, where: str) -> Any:
+        if type(value) is not dict or value.keys() != expected:
+            raise ProtocolError(Refusal.MALFORMED, f"{where} does not have the keys of {cls.__name__}")
+        return cls(*[check(value[name], f"{where}.{name}") for name, check in unpackers])
+
+    return _Codec(names, pack, unpack)
+
+
+def _compile(hint: Any, *, packing: bool) -> _Check:
+    """A function that checks one field and converts it between dataclass and msgpack form."""
+    bound: Any = None
+    if typing.get_origin(hint) is Annotated:
+        hint, *bounds = typing.get_args(hint)
+        bound = bounds[-1]
+    if dataclasses.is_dataclass(hint):
+        struct = hint
+
+        def nested(value: Any, where: str) -> Any:
+            codec = _codec(cast(type, struct))
+            return codec.pack(value, where) if packing else codec.unpack(value, where)
+
+        return nested
+    if typing.get_origin(hint) is tuple:
+        item_hint, ellipsis = typing.get_args(hint)
+        if ellipsis is not Ellipsis or not isinstance(bound, Count):
+            raise TypeError("a tuple field needs tuple[X, ...] and a Count bound")
+        return _compile_tuple(_compile(item_hint, packing=packing), bound, packing=packing)
+    if hint is not bool and not isinstance(bound, Range if hint is int else Length):
+        raise TypeError(f"field of type {hint} needs a bound")
+    return _compile_scalar(hint, bound)
+
+
+def _compile_tuple(item: _Check, bound: Count, *, packing: bool) -> _Check:
+    given = tuple if packing else list
+    make = list if packing else tuple
+
+    def check(value: Any, where: str) -> Any:
+        if type(value) is not given:
+            raise ProtocolError(Refusal.MALFORMED, f"{where} is not a list")
+        if not bound.low <= len(value) <= bound.high:
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{where} has {len(value)} items")
+        return make([item(entry, where) for entry in value])
+
+    return check
+
+
+def _compile_scalar(kind: type, bound: Any) -> _Check:
+    def check(value: Any, where: str) -> Any:
+        # bool is a subclass of int and PeerId one of bytes: only the former is a confusion.
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ProtocolError(Refusal.MALFORMED, f"{where} is {type(value).__name__}")
+        if kind is bool:
+            return value
+        measure = value if kind is int else len(value.encode() if kind is str else value)
+        if not bound.low <= measure <= bound.high:
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{where} = {measure}")
+        return value
+
+    return check

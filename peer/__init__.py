@@ -1,0 +1,1 @@
+"""run-peer: data, local training, outer step, state and its root, the round loop."""
