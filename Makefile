@@ -1,0 +1,60 @@
+# Everything runs inside .venv, which `make venv` builds; the only prerequisites are make and Python 3.11-3.13.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two workers: several tests start processes of their own.
+WORKERS ?= 2
+CHECKED := dht averaging ledger peer bootstrap benchmarks examples tests
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint types tests format demo bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## create .venv and install everything (again only when pyproject or constraints change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	supported='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; \
+	if ! $(BIN)/python -c "$$supported" 2>/dev/null; then \
+		for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+			$$python -c "$$supported" 2>/dev/null && found=$$python && break; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "No Python 3.11, 3.12 or 3.13 found. Install one, or name it: make venv PYTHON=/path/to/python3.12" >&2; exit 1; \
+		fi; \
+		$$found -m venv --clear $(VENV) || { \
+			echo "$$found cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	fi
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,bnb,dev]'
+	@touch $(STAMP)
+
+test: lint types tests ## everything that must pass before a commit lands
+
+lint: $(STAMP) ## style, format and import direction
+	$(BIN)/ruff check $(wildcard $(CHECKED))
+	$(BIN)/ruff format --check $(wildcard $(CHECKED))
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+tests: $(STAMP) ## the tests alone; one file: make tests ONLY=tests/dht/test_wire.py
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(ONLY)
+
+format: $(STAMP) ## rewrite in the house style
+	$(BIN)/ruff check --fix $(wildcard $(CHECKED))
+	$(BIN)/ruff format $(wildcard $(CHECKED))
+
+demo: $(STAMP) ## six peers train one model on this machine
+	@$(BIN)/python -m peer.demo
+
+bench: $(STAMP) ## every benchmark, beside its baseline; tables on the screen, JSON in benchmarks/out
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+		$(BIN)/python -m benchmarks.$$(basename $$file .py); \
+	done
+
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
