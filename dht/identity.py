@@ -9,6 +9,7 @@ identity multihash of the public key, so a signature is checked against the peer
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -89,11 +90,14 @@ class Identity:
             raise IdentityError(
                 f"the identity {path} is readable by others (mode {mode:04o})", remedy=f"chmod 600 {path}"
             )
-        if len(data) != 36 or data[:4] != _PRIVATE_HEADER:
-            raise IdentityError(
-                f"{path} does not hold a secp256k1 libp2p private key", remedy="restore it from a backup, or move it away"
-            )
-        return cls(data[4:])
+        try:
+            if len(data) == 36 and data[:4] == _PRIVATE_HEADER:
+                return cls(data[4:])
+        except ValueError:  # zero, or not below the order of the group
+            pass
+        raise IdentityError(
+            f"{path} does not hold a secp256k1 libp2p private key", remedy="restore it from a backup, or move it away"
+        )
 
     @classmethod
     def load_or_create(cls, path: Path) -> Identity:
@@ -101,17 +105,13 @@ class Identity:
         if path.exists():
             return cls.load(path)
         identity = cls.generate()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _create(path, identity.protobuf())
         except FileExistsError:
             return cls.load(path)
         except OSError as error:
             raise IdentityError(f"cannot create the identity {path}: {error.strerror}") from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(identity.protobuf())
-            file.flush()
-            os.fsync(file.fileno())
         return identity
 
     def protobuf(self) -> bytes:
@@ -121,6 +121,19 @@ class Identity:
     def sign(self, digest: bytes) -> bytes:
         """64-byte compact signature over a 32-byte digest."""
         return self._key.sign_recoverable(digest, hasher=None)[:SIGNATURE_BYTES]
+
+
+def _create(path: Path, data: bytes) -> None:
+    # A link appears whole or not at all and never replaces a file, whoever else is creating one; mkstemp gives 0600.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
 
 
 def verify(peer: PeerId, digest: bytes, signature: bytes) -> bool:

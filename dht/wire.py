@@ -164,7 +164,8 @@ def _unpack(body: bytes, name: str) -> Any:
     except msgpack.ExtraData:
         raise ProtocolError(Refusal.TRAILING, name) from None
     except Exception as error:  # msgpack raises ValueError, StackError, UnicodeDecodeError, TypeError
-        short = isinstance(error, ValueError) and "incomplete" in str(error)
+        # A list or map that claims more items than the frame has bytes is refused before memory is reserved.
+        short = any(words in str(error) for words in ("incomplete", "exceeds max_"))
         kind = Refusal.TRUNCATED if short else Refusal.MALFORMED
         raise ProtocolError(kind, f"{name}: {type(error).__name__}") from None
 
@@ -234,16 +235,26 @@ def _compile_tuple(item: _Check, bound: Count, *, packing: bool) -> _Check:
     return check
 
 
-def _compile_scalar(kind: type, bound: Any) -> _Check:
+def _compile_scalar(kind: Any, bound: Any) -> _Check:
     def check(value: Any, where: str) -> Any:
         # bool is a subclass of int and PeerId one of bytes: only the former is a confusion.
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ProtocolError(Refusal.MALFORMED, f"{where} is {type(value).__name__}")
         if kind is bool:
             return value
-        measure = value if kind is int else len(value.encode() if kind is str else value)
+        measure = _measure(value, where)
         if not bound.low <= measure <= bound.high:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{where} = {measure}")
         return value
 
     return check
+
+
+def _measure(value: int | str | bytes, where: str) -> int:
+    """What a bound is about: the number itself, or the bytes that travel."""
+    if isinstance(value, int):
+        return value
+    try:
+        return len(value.encode() if isinstance(value, str) else value)
+    except UnicodeEncodeError:
+        raise ProtocolError(Refusal.MALFORMED, f"{where} is not Unicode text") from None
