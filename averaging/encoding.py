@@ -1,0 +1,207 @@
+"""Updates to ring elements and sums of ring elements back to float32.
+
+    rotate -> scale by weight * L / clip -> stochastic rounding -> clip to [-L, L] -> Z_2^B
+
+With n members `b = B - ceil(log2 n)` bits are used, so that n values within `L = 2^(b-1) - 1` never wrap. The sum is
+decoded in integers up to one multiplication in float64, hence to the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from averaging.layout import BLOCK, Layout, RingArray
+from averaging.masking import keystream_iv
+from averaging.rotation import Float32Array, IntegerArray, Rotation
+from averaging.scales import LARGEST_SCALE, SMALLEST_SCALE, initial_scales, levels, next_scales, reference
+from averaging.scratch import Scratch
+from dht.errors import RoundError
+
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "NonFiniteUpdateError",
+    "initial_scales",
+    "levels",
+    "next_scales",
+    "quantise",
+    "reference",
+    "squared_norm",
+]
+
+_DITHER = 65536.0
+_SIGNED: dict[int, np.dtype[Any]] = {8: np.dtype("i1"), 16: np.dtype("<i2"), 32: np.dtype("<i4")}
+
+_scratch = Scratch()
+
+
+class NonFiniteUpdateError(RoundError):
+    """The update holds NaN, infinity, or values so large that their squares overflow."""
+
+    code = "MUR-710"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the local update is not finite, so nothing of it was sent",
+            remedy="lower the learning rate or clip gradients; this peer goes on from the certified state",
+        )
+
+
+def squared_norm(update: Float32Array) -> float:
+    """Squared Euclidean norm of a flat float32 update. Raises NonFiniteUpdateError; call it before encoding."""
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, update.size, 1 << 16):
+            part = update[start : start + (1 << 16)]
+            total += float(np.dot(part, part))
+    if not math.isfinite(total):
+        raise NonFiniteUpdateError
+    return total
+
+
+def _checked_scales(layout: Layout, scales: Float32Array) -> Float32Array:
+    scales = np.ascontiguousarray(scales, np.float32)
+    if scales.shape != (layout.blocks,):
+        raise ValueError(f"{scales.shape} scales for {layout.blocks} blocks")
+    if not bool(np.all((scales >= np.float32(SMALLEST_SCALE)) & (scales <= np.float32(LARGEST_SCALE)))):
+        raise ValueError("a codec scale is out of range")
+    return scales
+
+
+class Encoder:
+    """Quantises one member's update, chunk by chunk; threads may encode different chunks at once."""
+
+    def __init__(self, layout: Layout, members: int, scales: Float32Array, sign_seed: bytes) -> None:
+        """`scales`: float32[blocks], the clip of each Hadamard block. Raises ValueError when malformed."""
+        self.layout = layout
+        self.levels = levels(layout.ring_bits, members)
+        self._scales = _checked_scales(layout, scales).astype(np.float64)
+        self._rotation = Rotation(sign_seed)
+
+    def encode_chunk(self, chunk: int, update: Float32Array, weight: float, dither_key: bytes, out: RingArray) -> None:
+        """Write the ring elements of a data chunk of `update` (float32[D], flat) to `out`.
+
+        `weight` in (0, 1] multiplies the update; `dither_key` is 16 secret random bytes, fresh for each sid, since
+        who knows the dither knows the rounding errors. Raises NonFiniteUpdateError.
+        """
+        if not 0.0 < weight <= 1.0:
+            raise ValueError(f"weight {weight} is outside (0, 1]")
+        x = self._padded(chunk, update)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._rotation.rotate(x, self.layout.block_slice(chunk).start)
+            if not math.isfinite(float(np.dot(x, x))):
+                raise NonFiniteUpdateError
+        factors = weight * self.levels / self._scales[self.layout.block_slice(chunk)]
+        quantise(x, factors, self.levels, dither_key, chunk, out)
+
+    def dequantise_chunk(self, chunk: int, ring: RingArray, weight: float) -> Float32Array:
+        """What a chunk encoded by this member (not yet masked) says in update space: float32[chunk].
+
+        `update - dequantised` is what clipping and rounding lost; it goes into the next update (error feedback).
+        """
+        blocks = self.layout.block_slice(chunk)
+        factors = (self._scales[blocks] / (self.levels * weight)).astype(np.float32)
+        y = ring.view(_SIGNED[self.layout.ring_bits]).astype(np.float32)
+        by_block = y.reshape(-1, BLOCK)
+        np.multiply(by_block, factors[:, None], out=by_block)
+        return self._rotation.unrotate(y, blocks.start)
+
+    def _padded(self, chunk: int, update: Float32Array) -> Float32Array:
+        if update.shape != (self.layout.parameters,) or update.dtype != np.float32:
+            raise ValueError(f"the update is {update.dtype}{update.shape}, not float32[{self.layout.parameters}]")
+        part = self.layout.slice(chunk)
+        x: Float32Array = _scratch.get("x", part.stop - part.start, np.float32)
+        given = update[part]
+        x[: given.size] = given
+        x[given.size :] = 0.0
+        return x
+
+
+def quantise(
+    x: Float32Array, factors: npt.NDArray[np.float64], top: int, dither_key: bytes, chunk: int, out: RingArray
+) -> None:
+    """Stochastic rounding of `x * factor` per block, clipped to [-top, top], into `out`; `x` is overwritten.
+
+    The dither is 16 bits of AES-128-CTR per element: floor(v + d) has mean v for uniform d in [0, 1).
+    """
+    stream = _scratch.get("stream", x.size * 2 + 15, np.uint8)
+    cipher = Cipher(algorithms.AES(dither_key), modes.CTR(keystream_iv(chunk))).encryptor()
+    cipher.update_into(_zeros(x.size * 2), stream.data)
+    dither = stream[: x.size * 2].view(np.uint16)
+    whole = _scratch.get("whole", x.size, np.int32)
+    narrow = out.itemsize < 4
+    by_block = x.reshape(-1, BLOCK)
+    # Narrow rings round in fixed point with 16 fractional bits: the sum's upper half is the floor.
+    unit = _DITHER if narrow else 1.0
+    np.multiply(by_block, (factors * unit).astype(np.float32)[:, None], out=by_block)
+    if narrow:
+        np.clip(x, np.float32(-top * unit), np.float32(top * unit), out=x)
+        np.copyto(whole, x, casting="unsafe")
+        np.add(whole, dither, out=whole)
+        out[:] = whole.view(out.dtype)[1::2] if out.itemsize == 2 else whole.view(out.dtype)[2::4]
+        return
+    noise = _scratch.get("noise", x.size, np.float32)
+    np.multiply(dither, np.float32(1 / _DITHER), out=noise)
+    np.add(x, noise, out=x)
+    np.floor(x, out=x)
+    np.clip(x, np.float32(-top), np.float32(top), out=x)
+    np.copyto(whole, x, casting="unsafe")
+    out[:] = whole.view(out.dtype)
+
+
+_zero_bytes = bytes(1 << 17)
+
+
+def _zeros(size: int) -> bytes | memoryview:
+    return memoryview(_zero_bytes)[:size] if size <= len(_zero_bytes) else bytes(size)
+
+
+class Decoder:
+    """Turns sums of ring elements into the weighted mean update, to the same bytes everywhere."""
+
+    def __init__(self, layout: Layout, members: int, scales: Float32Array, sign_seed: bytes) -> None:
+        """As for `Encoder`; `members` is the size of the roster, not of the survivors."""
+        self.layout = layout
+        self.levels = levels(layout.ring_bits, members)
+        self._scales = _checked_scales(layout, scales).astype(np.float64)
+        self._rotation = Rotation(sign_seed)
+
+    def decode_chunk(self, chunk: int, summed: RingArray, weight_sum: float) -> Float32Array:
+        """The mean update of a data chunk, float32[chunk], from the unmasked sum and the survivors' weight sum."""
+        if not weight_sum > 0.0:
+            raise ValueError(f"weight sum {weight_sum} is not positive")
+        blocks = self.layout.block_slice(chunk)
+        integers = self._rotation.unrotate_integers(self._lift(summed), blocks.start)
+        # Elementwise float64 product, then one rounding to float32: IEEE 754 leaves no choice.
+        factors = self._scales[blocks] / (64.0 * self.levels * weight_sum)
+        decoded = np.empty(integers.size, np.float32)
+        np.multiply(
+            integers.reshape(-1, BLOCK),
+            factors[:, None],
+            out=decoded.reshape(-1, BLOCK),
+            dtype=np.float64,
+            casting="unsafe",
+        )
+        return decoded
+
+    def block_energies(self, summed: RingArray) -> npt.NDArray[np.int64]:
+        """Sum of squares of each block's integers, int64, for `averaging.scales.next_scales`; exact everywhere.
+
+        32-bit sums are first shifted right by 12, so that float64 holds every partial sum exactly; the result is in
+        units of 2^24.
+        """
+        lifted = self._lift(summed)
+        if lifted.itemsize == 4:
+            lifted = lifted >> 12
+        real = lifted.reshape(-1, BLOCK).astype(np.float64)
+        energies: npt.NDArray[np.int64] = np.einsum("ij,ij->i", real, real).astype(np.int64)
+        return energies
+
+    def _lift(self, summed: RingArray) -> IntegerArray:
+        lifted: npt.NDArray[Any] = summed.view(_SIGNED[self.layout.ring_bits])
+        return lifted
