@@ -1,0 +1,193 @@
+"""What a running peer reports: named events with fields, and the ways to show them.
+
+    started(peer, addresses, run, round)      joined(round, members)          step(round, attempt, step)
+    waiting(reason)                           refused(peer, reason)           peer_unreachable(peer, reason)
+    round(round, void, survivors, members,    blamed(peer, reason)            error(code, message, remedy)
+          heldout_loss, train_loss, tokens,   caught_up(round, root, chunks,  stopped(round, root)
+          bytes_up, bytes_down, seconds,                bytes, donors)
+          root, state_bytes)
+
+`seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids. Reporters never
+raise for a field that is missing: a report must not end a round.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+STEPS = ("train", "shares", "upload", "survivors", "unmask", "sum", "commit")
+
+
+class Reporter(Protocol):
+    """Whoever wants to know what the peer does."""
+
+    def event(self, name: str, /, **fields: object) -> None:
+        """Take note of one event. Must return at once and never raise."""
+        ...
+
+
+class Silent:
+    """Reports nothing."""
+
+    def event(self, name: str, /, **fields: object) -> None:
+        """Ignore the event."""
+
+
+class Tee:
+    """Hands every event to several reporters, in order."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self.reporters = reporters
+
+    def event(self, name: str, /, **fields: object) -> None:
+        """Pass the event on."""
+        for reporter in self.reporters:
+            reporter.event(name, **fields)
+
+
+class JsonReporter:
+    """One JSON object per line with `event` and `time` (Unix seconds); see `plain` for how values are written."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+
+    def event(self, name: str, /, **fields: object) -> None:
+        """Write one line."""
+        line = {"event": name, "time": round(time.time(), 3), **fields}
+        # A reader that went away (`| head`) is no reason to stop training.
+        write_line(self.stream, json.dumps(plain(line), separators=(",", ":")))
+
+
+class LineReporter:
+    """One line of text per event that a person wants to read; steps within a round are not shown."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self._last_loss: float | None = None
+        self._last_line = ""
+
+    def event(self, name: str, /, **fields: object) -> None:
+        """Write one line, unless it would repeat the one before."""
+        line = describe(name, fields, self._last_loss)
+        if name == "round":
+            self._last_loss = number(fields.get("heldout_loss"), self._last_loss)
+        if line and line != self._last_line:
+            self._last_line = line
+            write_line(self.stream, line)
+
+
+def describe(name: str, fields: Mapping[str, object], last_loss: float | None = None) -> str:
+    """An event in words, or "" for those not worth a line. `last_loss` is the round's before, for the difference."""
+    get = fields.get
+    match name:
+        case "started":
+            lines = [f"peer {get('peer')} · run {short(get('run'))} · round {get('round', 0)}"]
+            lines += [f"  listening on {address}" for address in items(get("addresses"))]
+            return "\n".join(lines)
+        case "waiting":
+            return f"waiting: {get('reason')}"
+        case "joined":
+            return f"in round {get('round')} with {count(get('members'))} members"
+        case "round":
+            return describe_round(fields, last_loss)
+        case "caught_up":
+            size, donors = megabytes(get("bytes")), count(get("donors"))
+            return f"caught up to round {get('round')} · {size} from {donors} donors · root {short(get('root'))}"
+        case "refused" | "blamed" | "peer_unreachable":
+            return f"{name.replace('_', ' ')}: {tail(get('peer'))}: {get('reason')}"
+        case "stopped":
+            return f"stopped after round {get('round')} · root {short(get('root'))}"
+        case "error":
+            remedy = f" ({get('remedy')})" if get("remedy") else ""
+            return f"error [{get('code')}] {get('message')}{remedy}"
+    return ""
+
+
+def describe_round(fields: Mapping[str, object], last_loss: float | None = None) -> str:
+    """The one line that a round gets."""
+    get = fields.get
+    who = f"{count(get('survivors'))}/{count(get('members'))} survivors"
+    if get("void"):
+        return f"round {get('round')} · void · {who} · nothing changed, the update is kept"
+    given = get("seconds")
+    seconds = given if isinstance(given, Mapping) else {}
+    times = ", ".join(f"{part} {number(seconds.get(part), 0.0):.1f} s" for part in ("train", "aggregate", "wait"))
+    traffic = f"up {megabytes(get('bytes_up'))} down {megabytes(get('bytes_down'))}"
+    loss = describe_loss(get("heldout_loss"), last_loss)
+    return f"round {get('round')} · {who} · loss {loss} · {times} · {traffic} · root {short(get('root'))}"
+
+
+def describe_loss(loss: object, last: float | None = None) -> str:
+    """A loss in nats with the change since the last one: `3.412 (-0.020)`."""
+    value = number(loss, None)
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" ({value - last:+.3f})" if last is not None else "")
+
+
+def plain(value: object) -> Any:
+    """A value in JSON's types: bytes as hex (peer ids as base58), paths as text, not-finite numbers as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes | bytearray | memoryview):
+        # A PeerId is bytes whose str() is the text that people paste; that of bare bytes starts with b'.
+        return bytes(value).hex() if type(value) in (bytes, bytearray, memoryview) else str(value)
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value) if isinstance(value, Path) or not hasattr(value, "__float__") else plain(float(value))
+
+
+def write_line(stream: TextIO, line: str) -> None:
+    """Write and flush one line; a reader that has gone is ignored."""
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except (BrokenPipeError, ValueError):
+        return
+
+
+def items(value: object) -> Sequence[object]:
+    """The entries of a list-like field; empty when there is none."""
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def count(value: object) -> int:
+    """How many: of a list its length, of a number itself."""
+    return value if isinstance(value, int) else len(items(value))
+
+
+def number(value: object, default: Any) -> Any:
+    """A finite float, or `default`."""
+    try:
+        result = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return default
+    return result if math.isfinite(result) else default
+
+
+def megabytes(value: object) -> str:
+    """A byte count for people: `4.1 MB`."""
+    size = number(value, 0.0)
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def short(value: object) -> str:
+    """The head of a hash: `9a3f01c2…`."""
+    text = str(plain(value)) if value else ""
+    return f"{text[:8]}…" if text else "–"
+
+
+def tail(value: object) -> str:
+    """The end of a peer id, which is where peer ids differ: `…Xq3kZb7T`."""
+    text = str(plain(value)) if value else ""
+    return f"…{text[-8:]}" if text else "–"

@@ -1,0 +1,124 @@
+"""Events as JSON, as lines, and to several readers at once."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dht.identity import Identity
+from peer.events import JsonReporter, LineReporter, Silent, Tee, describe, plain
+
+ROUND = {
+    "round": 42,
+    "void": False,
+    "survivors": ["a", "b", "c", "d", "e"],
+    "members": ["a", "b", "c", "d", "e", "f"],
+    "heldout_loss": 3.412,
+    "train_loss": 3.3,
+    "tokens": 10240,
+    "bytes_up": 4_100_000,
+    "bytes_down": 4_200_000,
+    "seconds": {"train": 2.04, "aggregate": 0.4, "wait": 0.3},
+    "root": bytes.fromhex("9a3f01c2" + "00" * 28),
+    "state_bytes": 11_000_000,
+}
+
+
+def lines(*events: tuple[str, dict[str, object]]) -> list[str]:
+    stream = io.StringIO()
+    reporter = LineReporter(stream)
+    for name, fields in events:
+        reporter.event(name, **fields)
+    return stream.getvalue().splitlines()
+
+
+def test_json_is_one_object_per_line_with_event_and_time() -> None:
+    stream = io.StringIO()
+    reporter = JsonReporter(stream)
+    peer = Identity(b"\x01" * 32).peer_id
+    reporter.event("round", **ROUND)
+    reporter.event("refused", peer=peer, reason="MALFORMED")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert first["event"] == "round" and first["time"] > 0
+    assert first["root"] == "9a3f01c2" + "00" * 28
+    assert first["seconds"]["train"] == 2.04
+    assert second["peer"] == str(peer)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (float("nan"), None),
+        (float("inf"), None),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (Path("a/b"), "a/b"),
+        (b"\x01\xff", "01ff"),
+        ((1, {"k": {b"\x02"}}), [1, {"k": ["02"]}]),
+        (True, True),
+        (None, None),
+    ],
+)
+def test_values_become_plain_json(value: object, expected: object) -> None:
+    assert plain(value) == expected
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+
+
+def test_a_round_is_one_line_with_the_change_of_loss() -> None:
+    first, second = lines(("round", ROUND), ("round", {**ROUND, "round": 43, "heldout_loss": 3.392}))
+    assert first == (
+        "round 42 · 5/6 survivors · loss 3.412 · train 2.0 s, aggregate 0.4 s, wait 0.3 s · "
+        "up 4.1 MB down 4.2 MB · root 9a3f01c2…"
+    )
+    assert "loss 3.392 (-0.020)" in second
+
+
+def test_a_void_round_says_that_nothing_changed_and_keeps_the_last_loss() -> None:
+    void = {"round": 43, "void": True, "survivors": [], "members": ["a"] * 6}
+    _, line, after = lines(("round", ROUND), ("round", void), ("round", {**ROUND, "round": 44, "heldout_loss": 3.4}))
+    assert line.startswith("round 43 · void · 0/6 survivors")
+    assert "(-0.012)" in after
+
+
+def test_steps_are_silent_and_a_repeated_line_is_said_once() -> None:
+    waiting = ("waiting", {"reason": "3 of 6 peers"})
+    assert lines(("step", {"round": 1, "attempt": 0, "step": "train"}), waiting, waiting) == ["waiting: 3 of 6 peers"]
+
+
+def test_missing_fields_never_raise() -> None:
+    names = [
+        "started",
+        "waiting",
+        "joined",
+        "round",
+        "caught_up",
+        "refused",
+        "blamed",
+        "peer_unreachable",
+        "stopped",
+        "error",
+        "other",
+    ]
+    for name in names:
+        describe(name, {})
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    JsonReporter(Gone()).event("stopped", round=1)
+    closed = io.StringIO()
+    closed.close()
+    LineReporter(closed).event("waiting", reason="x")
+
+
+def test_tee_hands_to_all_and_a_field_may_be_called_name() -> None:
+    one, two = io.StringIO(), io.StringIO()
+    Tee(JsonReporter(one), Silent(), JsonReporter(two)).event("started", name="x")
+    assert json.loads(one.getvalue())["name"] == json.loads(two.getvalue())["name"] == "x"
