@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ def load_messages() -> list[MessageType]:
     return [REGISTRY[tag] for tag in sorted(REGISTRY)]
 
 
+@lru_cache
 def messages(cls: type) -> st.SearchStrategy[Any]:
     """Values of a message class (or a struct inside one), every field within its declared bounds."""
     hints = typing.get_type_hints(cls, include_extras=True)

@@ -19,27 +19,13 @@ TREE = {
     "ProtocolError": ("MurmurationError", "MUR-600", 76),
     "RoundError": ("MurmurationError", "MUR-700", 75),
 }
+# fmt: off
 REFUSALS = [
-    "MALFORMED",
-    "TRUNCATED",
-    "OVERSIZED",
-    "DUPLICATE_KEY",
-    "UNKNOWN_TAG",
-    "NOT_CANONICAL",
-    "OUT_OF_BOUNDS",
-    "BAD_SIGNATURE",
-    "WRONG_RUN",
-    "WRONG_SENDER",
-    "STALE",
-    "NOT_A_MEMBER",
-    "UNEXPECTED",
-    "EQUIVOCATION",
-    "BAD_SHARE",
-    "BAD_HASH",
-    "RATE_LIMITED",
-    "BAD_CERTIFICATE",
-    "TRAILING",
+    "MALFORMED", "TRUNCATED", "OVERSIZED", "DUPLICATE_KEY", "UNKNOWN_TAG", "NOT_CANONICAL", "OUT_OF_BOUNDS",
+    "BAD_SIGNATURE", "WRONG_RUN", "WRONG_SENDER", "STALE", "NOT_A_MEMBER", "UNEXPECTED", "EQUIVOCATION", "BAD_SHARE",
+    "BAD_HASH", "RATE_LIMITED", "BAD_CERTIFICATE", "TRAILING",
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("name", TREE)
