@@ -4,6 +4,7 @@
 hash cannot meet. Choices of one peer (device, batch size, data, addresses) are never in it.
 """
 
+# ruff: noqa: RUF009  (key and section are dataclasses.field with facts about the key)
 from __future__ import annotations
 
 import dataclasses
@@ -233,7 +234,7 @@ class Manifest:
 
     @classmethod
     def demo(cls, founder: str, *, name: str = "demo", genesis_peers: int = 6, **sections: Any) -> Manifest:
-        """A byte-level Llama of 1.4 million parameters for a few peers on one machine; `sections` replace whole ones."""
+        """A byte-level Llama of 1.4 million parameters for a few peers on one machine; `sections` replace."""
         sizes = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 6}
         config = {"model_type": "llama", "vocab_size": 257, "max_position_embeddings": 512, **sizes}
         config |= {"tie_word_embeddings": True, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}

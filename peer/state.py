@@ -61,14 +61,14 @@ class StateSchema:
     @cached_property
     def header(self) -> bytes:
         """The header's canonical bytes: the same in every round of a run."""
+        counts = {"parameters": self.elements, "momentum": self.elements, "scales": self.blocks}
         fields = {
             "magic": "murmuration/state",
             "version": 1,
             "run": self.run_id,
             "names": list(self.names),
             "shapes": [list(shape) for shape in self.shapes],
-            "sections": [["parameters", "<f4", self.elements], ["momentum", "<f4", self.elements]]
-            + [["scales", "<f4", self.blocks]],
+            "sections": [[name, "<f4", count] for name, count in counts.items()],
         }
         return cast(bytes, msgpack.packb(fields, use_bin_type=True))
 
@@ -141,7 +141,7 @@ class CanonicalState:
         if section == 0:
             return self._header[start:stop]
         array = (self.parameters, self.momentum, self.scales)[section - 1]
-        return memoryview(array).cast("B")[start:stop]
+        return array.data.cast("B")[start:stop]
 
     def chunks(self) -> Iterator[memoryview]:
         """All chunks in order."""
@@ -241,7 +241,7 @@ def check_chunk(data: bytes | memoryview, index: int, count: int, path: Sequence
 
 
 def _leaves(array: Vector) -> list[bytes]:
-    view = memoryview(array).cast("B")
+    view = array.data.cast("B")
     return [merkle.leaf_hash(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)]
 
 

@@ -107,7 +107,8 @@ def _table(instance: Any, where: str) -> Iterator[str]:
 
 
 def _describe(field: dataclasses.Field[Any]) -> str:
-    facts, notes = field.metadata, []
+    facts = field.metadata
+    notes: list[str] = []
     if facts["unit"]:
         notes.append(facts["unit"])
     if facts["choices"]:
@@ -120,7 +121,7 @@ def _describe(field: dataclasses.Field[Any]) -> str:
         notes.append(f"default {_literal(field.default)}")
     elif field.default_factory is _MISSING:
         notes.append("required")
-    return facts["doc"] + (f" ({'; '.join(notes)})" if notes else "")
+    return f"{facts['doc']} ({'; '.join(notes)})" if notes else str(facts["doc"])
 
 
 def _comment(text: str) -> list[str]:
@@ -197,7 +198,9 @@ def _sorted(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return _NAMES.get(type(value)) or {dict: "a table", list: "a list"}.get(type(value)) or type(value).__name__
+    if isinstance(value, (dict, list)):
+        return "a table" if isinstance(value, dict) else "a list"
+    return _NAMES.get(type(value), type(value).__name__)
 
 
 def _join(where: str, name: str) -> str:

@@ -1,0 +1,140 @@
+"""Models: any transformers causal LM, and its trained parameters as one flat float32 vector in name order.
+
+What is trained is `named_parameters()`, not the state dict: tied weights appear once. The vector *is* the model's
+memory on a CPU (each parameter becomes a view into it), so an update can be read without a second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from dht.errors import ConfigError
+from peer.manifest import Manifest
+from peer.outer import Vector
+from peer.state import StateSchema
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_COPY_ELEMENTS = 1 << 20  # elements converted at a time when model and vector differ in dtype or device
+
+
+def build_model(manifest: Manifest) -> PreTrainedModel:
+    """The model that the manifest names, float32, on the CPU. A new one has the same weights for the same seed.
+
+    Weights drawn from a seed can differ in the last bit between CPU families; the founding record's root decides,
+    and who differs fetches what differs. Raises ConfigError when the model cannot be made or loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    choice = manifest.model
+    try:
+        if choice.config:
+            return _new_model(dict(choice.config), choice.seed)
+        source = {"revision": choice.revision} if choice.hub else {"local_files_only": True}
+        model = AutoModelForCausalLM.from_pretrained(
+            choice.hub or choice.path, dtype=torch.float32, trust_remote_code=False, **source
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError, ImportError, its own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        where = f"model {choice.hub or choice.path}" if not choice.config else "model of [model] config"
+        raise ConfigError(f"cannot make the {where}: {first}", remedy="check [model] in the manifest") from error
+    return cast("PreTrainedModel", model)
+
+
+def _new_model(config: dict[str, Any], seed: int) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.for_model(config.pop("model_type"), **config)
+    # The generator is restored afterwards: building a model must not steer whoever else draws from it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(settings, dtype=torch.float32))
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
+    """Raise ConfigError when the model has too few embeddings or positions for the tokenizer and sequences."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings",
+            remedy=f"set vocab_size = {len(tokenizer)} or more in model.config",
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and manifest.data.sequence_length > positions:
+        raise ConfigError(
+            f"data.sequence_length = {manifest.data.sequence_length} is over the model's {positions} positions",
+            remedy="shorten the sequences or set max_position_embeddings in model.config",
+        )
+
+
+class ParameterVector:
+    """A model's trained parameters as one flat vector of D elements, sorted by name.
+
+    Takes over the memory of the parameters, so make it after the model is on its device. The model's dtype may be
+    bfloat16 as well; numpy sees float32 in every case. Raises ConfigError for a model with mixed dtypes or devices.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        named = sorted((name, entry) for name, entry in model.named_parameters() if entry.requires_grad)
+        if not named:
+            raise ConfigError("the model has no trained parameter")
+        if len({(entry.dtype, entry.device) for _, entry in named}) > 1:
+            raise ConfigError("the model's trained parameters differ in dtype or device")
+        self.names = tuple(name for name, _ in named)
+        self.shapes = tuple(tuple(entry.shape) for _, entry in named)
+        self.elements = sum(entry.numel() for _, entry in named)
+        first = named[0][1]
+        self._flat = torch.empty(self.elements, dtype=first.dtype, device=first.device)
+        start = 0
+        for _, entry in named:
+            view = self._flat[start : start + entry.numel()].view(entry.shape)
+            view.copy_(entry.data)
+            entry.data = view
+            start += entry.numel()
+
+    def schema(self, run_id: bytes) -> StateSchema:
+        """Header of the canonical state of this model in a run."""
+        return StateSchema(run_id, self.names, self.shapes)
+
+    def view(self) -> Vector:
+        """The parameters as float32[D]: the model's own memory where it is float32 on a CPU, else a copy."""
+        if self._is_shared:
+            return cast(Vector, self._flat.numpy())
+        out = np.empty(self.elements, np.float32)
+        self.copy_out(out)
+        return out
+
+    def copy_in(self, values: Vector) -> None:
+        """Set all parameters from float32[D]. Raises ValueError for another length or dtype."""
+        self._check(values)
+        if self._is_shared:
+            np.copyto(self._flat.numpy(), values)
+            return
+        for part in self._parts():
+            # A copy, since torch will not wrap the read-only pages of a memory-mapped state.
+            self._flat[part].copy_(torch.from_numpy(values[part].copy()))
+
+    def copy_out(self, out: Vector) -> None:
+        """Write all parameters into float32[D]. Raises ValueError for another length or dtype."""
+        self._check(out)
+        if self._is_shared:
+            np.copyto(out, self._flat.numpy())
+            return
+        for part in self._parts():
+            out[part] = self._flat[part].float().cpu().numpy()
+
+    @property
+    def _is_shared(self) -> bool:
+        return self._flat.dtype == torch.float32 and self._flat.device.type == "cpu"
+
+    def _parts(self) -> Iterator[slice]:
+        return (slice(start, start + _COPY_ELEMENTS) for start in range(0, self.elements, _COPY_ELEMENTS))
+
+    def _check(self, values: Vector) -> None:
+        if values.dtype != np.float32 or values.shape != (self.elements,):
+            raise ValueError(f"expected float32[{self.elements}], got {values.dtype}{list(values.shape)}")

@@ -1,0 +1,225 @@
+"""Local training: inner AdamW steps on this peer's own batches, between two rounds.
+
+The optimizer's moments stay with the peer over rounds, as in DiLoCo (arXiv 2311.08105); only parameters are averaged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dht.errors import ConfigError
+from peer.manifest import Manifest, Train
+from peer.model import ParameterVector
+from peer.outer import Vector
+from peer.precision import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """Endless training data that can be put back to where it was (`peer.data.TokenBatches`)."""
+
+    def next(self) -> NDArray[np.int64]:
+        """The next batch of token ids, int64[batch, sequence_length]."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Position, as plain values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a position that `state` returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What one call of `train` did. Skipped steps (loss or gradient not finite) count in neither steps nor tokens."""
+
+    steps: int
+    tokens: int
+    loss_mean: float  # nats per token over the steps taken; NaN if there was none
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What a trainer needs to go on: `arrays` are views of its memory (copy or write them out at once)."""
+
+    arrays: dict[str, NDArray[Any]]
+    facts: dict[str, Any] = field(default_factory=dict)  # plain values for JSON
+
+
+class Trainer:
+    """Trains one model. Not thread-safe: call its methods one at a time (from any thread)."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: Batches,
+        manifest: Manifest,
+        device: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """`precision`: "fp32" or "bf16", by default the manifest's. `threads`: CPU threads of torch, process-wide.
+
+        Raises ConfigError when the device is not there.
+        """
+        self.precision = Precision.resolve(device, precision or manifest.model.dtype)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model = model.to(self.precision.torch_device)  # type: ignore[arg-type]
+        self.model.train()
+        self.vector = ParameterVector(self.model)
+        self.batches = batches
+        self.notes: list[str] = []
+        self.step = 0  # inner steps since this peer joined; drives the warm-up
+        self._settings = manifest.train
+        self._named = [(name, entry) for name, entry in sorted(model.named_parameters()) if entry.requires_grad]
+        self._optimizer = self._make_optimizer(manifest.train)
+
+    def train(self, steps: int, deadline: Callable[[], bool] = lambda: False) -> TrainResult:
+        """At most `steps` inner steps; before each one `deadline()` is asked whether to stop."""
+        taken = skipped = tokens = 0
+        loss_sum = 0.0
+        try:
+            while taken + skipped < steps and not deadline():
+                batch = self.batches.next()
+                loss = self._inner_step(batch)
+                if loss is None:
+                    skipped += 1
+                    continue
+                taken += 1
+                tokens += batch.size
+                loss_sum += loss * batch.size
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)  # gradients would stay resident through the aggregation
+        return TrainResult(taken, tokens, loss_sum / tokens if tokens else math.nan, skipped)
+
+    def _inner_step(self, batch: NDArray[np.int64]) -> float | None:
+        """One optimizer step; its loss, or None when the step was skipped because something was not finite."""
+        rate = self._settings.learning_rate * min(1.0, (self.step + 1) / max(1, self._settings.warmup))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([entry for _, entry in self._named], self._settings.clip_norm)
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            log.warning("skipped an inner step: loss %s, gradient norm %s", value, float(norm))
+            return None
+        self._optimizer.step()
+        self.step += 1
+        return value
+
+    def _loss(self, batch: NDArray[np.int64]) -> torch.Tensor:
+        ids = torch.from_numpy(batch).to(self.precision.torch_device)
+        with self.precision.autocast():
+            return cast(torch.Tensor, self.model(input_ids=ids, labels=ids, use_cache=False).loss)
+
+    def evaluate(self, batches: Iterable[NDArray[np.int64]]) -> float:
+        """Mean loss in nats per token over the batches; NaN if there are none. Training is not disturbed."""
+        total = tokens = 0.0
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                for batch in batches:
+                    total += float(self._loss(batch)) * batch.size
+                    tokens += batch.size
+        finally:
+            self.model.train()
+        return total / tokens if tokens else math.nan
+
+    def set_parameters(self, flat: Vector) -> None:
+        """Start from these parameters, float32[D]. The optimizer's moments stay."""
+        self.vector.copy_in(flat)
+
+    def get_parameters(self, out: Vector) -> None:
+        """Write the local parameters into float32[D]."""
+        self.vector.copy_out(out)
+
+    def local(self) -> Vector:
+        """The local parameters, float32[D]: on a CPU the model's own memory, which the next step changes."""
+        return self.vector.view()
+
+    def state(self) -> TrainerState:
+        """Optimizer moments, step count and data position; not the parameters."""
+        arrays: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, float] = {}
+        for name, entry in self._named:
+            for what, value in self._optimizer.state.get(entry, {}).items():
+                if isinstance(value, torch.Tensor):
+                    arrays[f"optimizer/{what}/{name}"] = value.detach().cpu().numpy()
+                else:
+                    scalars[f"optimizer/{what}/{name}"] = value
+        facts = {"step": self.step, "optimizer": type(self._optimizer).__name__, "scalars": scalars}
+        return TrainerState(arrays, facts | {"data": self.batches.state()})
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from `state` (its arrays are copied). Raises ConfigError when it belongs to another optimizer or model."""
+        if state.facts.get("optimizer") != type(self._optimizer).__name__:
+            raise ConfigError("the saved local training used another inner optimizer")
+        parameters = dict(self._named)
+        moments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+        values: dict[str, Any] = {**state.arrays, **state.facts["scalars"]}
+        for key, value in values.items():
+            _, what, name = key.split("/", 2)
+            if name not in moments or (what.startswith("exp_avg") and value.shape != parameters[name].shape):
+                raise ConfigError("the saved local training belongs to another model")
+            moments[name][what] = self._restored(value, what) if isinstance(value, np.ndarray) else value
+        self._optimizer.state.clear()
+        for name, found in moments.items():
+            if found:
+                self._optimizer.state[parameters[name]] = found
+        self.step = int(state.facts["step"])
+        self.batches.restore(state.facts["data"])
+
+    def _restored(self, array: NDArray[Any], what: str) -> torch.Tensor:
+        tensor = torch.from_numpy(np.array(array))
+        # torch keeps the step counter of its non-fused optimizers on the CPU, whatever the parameters' device.
+        return tensor if what == "step" and not self._fused else tensor.to(self.precision.torch_device)
+
+    def _make_optimizer(self, settings: Train) -> torch.optim.Optimizer:
+        matrices = [entry for _, entry in self._named if entry.ndim >= 2]
+        vectors = [entry for _, entry in self._named if entry.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+        groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
+        self._fused = False
+        if settings.optimizer == "adamw8bit":
+            made, reason = _adamw8bit(groups, settings, self.precision.torch_device)
+            if made is not None:
+                return made
+            self.notes.append(f"8-bit AdamW does not run here ({reason}): using torch's AdamW")
+            log.warning(self.notes[-1])
+        self._fused = True
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+
+
+def _adamw8bit(
+    groups: list[dict[str, Any]], settings: Train, device: torch.device
+) -> tuple[torch.optim.Optimizer | None, str]:
+    """bitsandbytes' AdamW8bit after one trial step on a throw-away tensor, or None and why not."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+
+        trial = torch.nn.Parameter(torch.ones(8192, device=device))  # bitsandbytes leaves smaller tensors in 32 bits
+        trial.grad = torch.ones_like(trial)
+        AdamW8bit([trial], lr=0.1).step()
+        if not (trial < 1.0).all():
+            return None, "its trial step changed nothing"
+        return AdamW8bit(groups, lr=settings.learning_rate, betas=settings.betas), ""
+    except Exception as error:  # a missing native library shows as ImportError, RuntimeError, OSError, AttributeError
+        return None, f"{type(error).__name__}: {error}"
