@@ -1,0 +1,61 @@
+"""Bulk frames: a fixed 39-byte header and the raw bytes of one chunk. No msgpack, no copy.
+
+    0      tag: 0xf0 a masked chunk, 0xf1 a summed chunk
+    1..32  sid
+    33..34 member index that the chunk belongs to (the uploader, or the author of the sum), big-endian
+    35..38 chunk index, big-endian
+    39..   little-endian ring words
+
+They carry no signature: a masked chunk is bound by its sender's signed Manifest, a sum by its author's SumHashes.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from dht.errors import ProtocolError, Refusal
+from dht.transport import Part
+
+_HEADER = struct.Struct(">B32sHI")
+MAX_CHUNK_BYTES = 512 * 1024
+
+
+class BulkKind(IntEnum):
+    """First byte of a bulk frame."""
+
+    MASKED = 0xF0
+    SUM = 0xF1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk in flight."""
+
+    kind: BulkKind
+    sid: bytes
+    member: int
+    index: int
+    data: Part
+
+    def parts(self) -> tuple[Part, ...]:
+        """Header and payload, to be written one after the other."""
+        return (_HEADER.pack(self.kind, self.sid, self.member, self.index), self.data)
+
+
+def is_bulk(frame: memoryview | bytes) -> bool:
+    """Whether a frame is a bulk frame, by its tag."""
+    return len(frame) > 0 and frame[0] >= 0xF0
+
+
+def parse(frame: memoryview) -> Chunk:
+    """The chunk in a frame; `data` is a view into it. Raises ProtocolError."""
+    if len(frame) <= _HEADER.size:
+        raise ProtocolError(Refusal.TRUNCATED, f"a bulk frame of {len(frame)} bytes")
+    if len(frame) > _HEADER.size + MAX_CHUNK_BYTES:
+        raise ProtocolError(Refusal.OVERSIZED, f"a bulk frame of {len(frame)} bytes")
+    tag, sid, member, index = _HEADER.unpack_from(frame)
+    if tag not in (BulkKind.MASKED, BulkKind.SUM):
+        raise ProtocolError(Refusal.UNKNOWN_TAG, f"bulk tag {tag:#04x}")
+    return Chunk(BulkKind(tag), sid, member, index, frame[_HEADER.size :])

@@ -1,0 +1,542 @@
+"""Secure aggregation in one cohort as a state machine: shares, upload, survivors, unmask, sum (DESIGN section 5).
+
+Messages are collected whenever they arrive; `_advance` takes every step whose conditions hold. Time comes in as
+`timeout(key)`. Nothing here touches a socket, a clock or a thread, and the guard is asked before anything is
+signed or released that must not be contradicted later. Bonawitz et al. 2017 (eprint 2017/281) with the server's
+role spread over the members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.bulk import BulkKind, Chunk
+from averaging.cohort_actions import CohortAction, Reduce, Transfer, Upload
+from averaging.dealing import Dealing, Seed
+from averaging.guard import Guard
+from averaging.keys import MemberSecrets, pair_key, self_key
+from averaging.masking import Masker
+from averaging.messages import (
+    AuditShares,
+    Manifest,
+    Missing,
+    Ready,
+    Receipt,
+    Shares,
+    SumHashes,
+    Survivors,
+    Unmask,
+    Vote,
+)
+from averaging.params import RunParams, threshold, tolerated
+from averaging.reducing import Duties, Inputs, Opening
+from averaging.roster import CheckedRoster
+from averaging.sums import Sums
+from averaging.survivors import Certified, SurvivorCertificate, bitmap, vote_digest
+from dht.envelope import Envelope, seal
+from dht.errors import ProtocolError, Refusal
+from dht.identity import Identity, PeerId
+from dht.transport import Part
+from dht.wire import digest, encode
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt cannot give a sum. `opened`: shares were released, so this round gets no other attempt from me."""
+
+    reason: str
+    opened: bool
+    laggards: tuple[PeerId, ...]
+
+
+class Cohort:
+    """One member's part in one sid."""
+
+    def __init__(
+        self,
+        params: RunParams,
+        identity: Identity,
+        roster: CheckedRoster,
+        secrets: MemberSecrets,
+        guard: Guard,
+        urandom: Callable[[int], bytes],
+    ) -> None:
+        self.params, self.roster, self.sid = params, roster, roster.sid
+        self._identity, self._guard = identity, guard
+        self.peers = roster.peers
+        self.me = self.peers.index(identity.peer_id)
+        count = len(self.peers)
+        self.threshold = threshold(count)
+        self.layout = params.layout
+        copies = min(params.reducer_copies, tolerated(count))
+        self.duties = Duties(self.layout.reducers(count), count, copies)
+        self._dealing = Dealing(roster, self.me, secrets, self.threshold, urandom)
+        self._masker = self._make_masker(secrets)
+        self.r3 = SurvivorCertificate(params.run, roster, self.threshold)
+        self.inputs = Inputs(self.layout, self.duties, self.me)
+        self.sums = Sums(self.layout, self.duties)
+        self._ready: dict[int, bytes] = {}
+        self._unmasks: dict[int, Unmask] = {}
+        self._audits: dict[int, dict[int, bytes]] = {}
+        self._masked: dict[int, tuple[Part, bytes]] = {}
+        self._proposals: dict[int, Survivors] = {}
+        self._suspects: set[int] = set()
+        self._done: set[str] = set()
+        self._stood_in: set[int] = set()
+        self._late: list[tuple[int, Chunk]] = []
+        self._asked: dict[int, int] = {}
+        self.opening: Opening | None = None
+        self.certified: Certified | None = None
+        self.audit_seed: bytes | None = None
+        self.tokens: int | None = None
+        self.failed: Failed | None = None
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[CohortAction]:
+        """Deal the shares (R1) and start the clocks of sharing and upload."""
+        limits = self.params.deadlines
+        actions: list[CohortAction] = [
+            SetTimer(self._key("shares"), limits.shares),
+            SetTimer(self._key("upload"), limits.train + limits.upload),
+        ]
+        for j, peer in enumerate(self.peers):
+            if j != self.me:
+                actions.append(Send(peer, self._seal(self._dealing.deal(j))))
+        return actions + self._advance()
+
+    def update_ready(self, tokens: int) -> list[CohortAction]:
+        """Local training is over and its update can be encoded; `tokens` is the public weight (capped)."""
+        if self.tokens is None:
+            self.tokens = max(1, min(tokens, self.params.weight_cap))
+        return self._advance()
+
+    def mask(self, chunk: int, ring: npt.NDArray[np.unsignedinteger]) -> Part:
+        """Mask an encoded chunk in place and keep it; returns its bytes. Any thread; once per chunk."""
+        if chunk in self._masked:  # an update is masked once per sid: a second one under the same masks would leak
+            raise ProtocolError(Refusal.UNEXPECTED, f"chunk {chunk} is masked already")
+        self._masker.apply(chunk, ring)
+        data = memoryview(ring).cast("B")
+        self._masked[chunk] = (data, self.sums.hash(data))
+        return data
+
+    def uploaded(self) -> list[CohortAction]:
+        """All chunks are masked and handed over: sign their hashes for everybody."""
+        hashes = tuple(self._masked[c][1] for c in range(self.layout.total_chunks))
+        for chunk in self.inputs.owed(self.me):
+            self.inputs.add(self.me, chunk, self._masked[chunk][0])
+        assert self.tokens is not None
+        return self._broadcast(Manifest(self.sid, self.tokens, hashes)) + self._advance()
+
+    def reduce(self, chunk: int) -> None:
+        """Sum the survivors' masked chunk and take the masks off. Any thread."""
+        assert self.certified is not None
+        assert self.opening is not None
+        ring = self.inputs.sum(chunk, self.certified.survivors)
+        self.opening.unmask(chunk, ring)
+        self.sums.computed(chunk, self.me, ring)
+
+    def reduced(self, chunks: tuple[int, ...]) -> list[CohortAction]:
+        """The chunks of a `Reduce` are done: sign their hashes for everybody."""
+        message = SumHashes(self.sid, chunks, tuple(self.sums.digest_of(c) for c in chunks))
+        self._done.add("reduced")
+        return self._broadcast(message) + self._advance()
+
+    def payload(self, kind: BulkKind, chunk: int) -> Chunk:
+        """The frame of a `Transfer`."""
+        if kind is BulkKind.MASKED:
+            return Chunk(kind, self.sid, self.me, chunk, self._masked[chunk][0])
+        author, data = self.sums.get(chunk)
+        return Chunk(kind, self.sid, author, chunk, data)
+
+    def suspect(self, peer: PeerId) -> list[CohortAction]:
+        """The driver cannot reach a peer: do not wait for it as long as for the others."""
+        if peer not in self.peers or peer == self._identity.peer_id:
+            return []
+        member = self.peers.index(peer)
+        self._suspects.add(member)
+        if "shares" not in self._done:
+            return self._fail(f"{peer.short} is gone before everybody held shares")
+        actions = self._advance()
+        if self.certified and self.failed is None and not self.sums.complete:
+            actions += self._stand_in((member,)) + self._advance()
+        return actions
+
+    def trust(self, peer: PeerId) -> None:
+        """The peer was heard again."""
+        if peer in self.peers:
+            self._suspects.discard(self.peers.index(peer))
+
+    def receive(self, sender: PeerId, message: object, frame: bytes) -> list[CohortAction]:
+        """Take a signed message of this sid; `frame` is its envelope. Raises ProtocolError when it is refused."""
+        if sender not in self.peers:
+            raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} is not in this cohort")
+        if self.failed is not None and not isinstance(message, Missing):
+            return []
+        self._collect(self.peers.index(sender), message, frame)
+        actions = self._answer(message, sender) if isinstance(message, Missing) else []
+        return actions + self._advance()
+
+    def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[CohortAction]:
+        """Take a bulk chunk of this sid. Raises ProtocolError when it is refused."""
+        if sender not in self.peers:
+            raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} is not in this cohort")
+        member = self.peers.index(sender)
+        if chunk.kind is BulkKind.SUM:
+            self.sums.add(chunk.index, chunk.member, chunk.data, from_author=chunk.member == member)
+        elif "receipt" not in self._done:
+            if not self.inputs.expected(member, chunk.index):
+                raise ProtocolError(Refusal.UNEXPECTED, f"chunk {chunk.index} is not mine to reduce")
+            self.inputs.add(member, chunk.index, chunk.data)
+        else:
+            self._take_late(member, chunk)
+        return self._advance()
+
+    def timeout(self, key: TimerKey) -> list[CohortAction]:
+        """A timer of this sid fired."""
+        if self.failed is not None or key[2] >> 8 != self.roster.attempt:
+            return []
+        name, turn = key[0], key[2] & 0xFF
+        if name == "shares" and "shares" not in self._done:
+            return self._fail("not everybody held everybody's shares in time")
+        if name == "upload":
+            self._done.add("upload-over")
+            return self._advance()
+        if name == "survivors" and self.certified is None:
+            return self._next_leader(turn)
+        if name == "sums" and self.certified and not self.sums.complete:
+            return self._late_sums(turn)
+        return []
+
+    # --- collecting ---------------------------------------------------------------------------------------------
+
+    def _collect(self, sender: int, message: object, frame: bytes) -> None:
+        if isinstance(message, Shares):
+            self._dealing.receive(sender, message)
+        elif isinstance(message, Ready):
+            if self._ready.setdefault(sender, message.commitments) != message.commitments:
+                raise ProtocolError(Refusal.EQUIVOCATION, "ready for two sets of shares")
+        elif isinstance(message, Manifest):
+            if len(message.hashes) != self.layout.total_chunks or not 1 <= message.tokens <= self.params.weight_cap:
+                raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a manifest of another size or weight")
+            self.r3.add_manifest(sender, message, frame)
+        elif isinstance(message, Receipt):
+            self.r3.add_receipt(sender, message, frame)
+        elif isinstance(message, Survivors):
+            if sender != message.view % len(self.peers):
+                raise ProtocolError(Refusal.WRONG_SENDER, f"member {sender} does not lead view {message.view}")
+            if self._proposals.setdefault(message.view, message) != message:
+                raise ProtocolError(Refusal.EQUIVOCATION, "two survivor sets in one view")
+        elif isinstance(message, Vote):
+            self.r3.add_vote(sender, message)
+        elif isinstance(message, Unmask):
+            if self._unmasks.setdefault(sender, message) != message:
+                raise ProtocolError(Refusal.EQUIVOCATION, "two sets of shares")
+        elif isinstance(message, SumHashes):
+            self.sums.add_hashes(sender, message, frame)
+        elif isinstance(message, AuditShares):
+            self._collect_audit(sender, message)
+        elif not isinstance(message, Missing):
+            raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} in a cohort")
+
+    def _collect_audit(self, sender: int, message: AuditShares) -> None:
+        if self.certified is None or sender in self._audits or len(message.shares) != len(self.certified.survivors):
+            return
+        shares = dict(zip(self.certified.survivors, message.shares, strict=True))
+        for dealer, share in shares.items():
+            if not self._dealing.is_share(Seed.AUDIT, dealer, sender, share):
+                raise ProtocolError(Refusal.BAD_SHARE, f"not the audit share that member {dealer} dealt")
+        self._audits[sender] = shares
+
+    def _take_late(self, member: int, chunk: Chunk) -> None:
+        """After my receipt only a survivor's resend to the stand-in of a dead reducer is taken, if it is the same."""
+        if self.certified is None and len(self._late) < self.layout.total_chunks:
+            self._late.append((member, chunk))  # the sender has the certificate already; mine is on its way
+            return
+        if self.certified is None or member not in self.certified.survivors:
+            raise ProtocolError(Refusal.STALE, f"chunk {chunk.index} came after my receipt")
+        manifest = self.r3.manifests[member][0]
+        if not 0 <= chunk.index < len(manifest.hashes) or self.sums.hash(chunk.data) != manifest.hashes[chunk.index]:
+            raise ProtocolError(Refusal.BAD_HASH, f"chunk {chunk.index} differs from its manifest")
+        self.inputs.add(member, chunk.index, chunk.data)
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> list[CohortAction]:
+        actions: list[CohortAction] = []
+        if self.failed is not None:
+            return actions
+        try:
+            for step in (
+                self._step_ready,
+                self._step_shared,
+                self._step_upload,
+                self._step_receipt,
+                self._step_lead,
+                self._step_vote,
+                self._step_certify,
+                self._step_open,
+                self._step_stand_in,
+                self._step_publish,
+                self._step_audit,
+            ):
+                actions += step()
+        except ProtocolError as error:
+            # Only a fault that ends the attempt for everybody surfaces here (a dealer whose seed does not open).
+            actions += self._fail(str(error))
+        return actions
+
+    def _once(self, name: str, condition: bool) -> bool:
+        if name in self._done or not condition:
+            return False
+        self._done.add(name)
+        return True
+
+    def _step_ready(self) -> list[CohortAction]:
+        if not self._once("ready", not self._dealing.missing):
+            return []
+        return self._broadcast(Ready(self.sid, self._dealing.digest()))
+
+    def _step_shared(self) -> list[CohortAction]:
+        if not self._once("shares", "ready" in self._done and len(self._ready) == len(self.peers)):
+            return []
+        if len(set(self._ready.values())) > 1:
+            return self._fail("a dealer showed different hash lists to different members")
+        return [CancelTimer(self._key("shares"))]
+
+    def _step_upload(self) -> list[CohortAction]:
+        if not self._once("upload", "shares" in self._done and self.tokens is not None):
+            return []
+        return [Upload(self.sid, self._plan())]
+
+    def _plan(self) -> tuple[tuple[int, tuple[PeerId, ...]], ...]:
+        """Chunks with receivers, spread so that all reducers receive at once and none is everybody's first."""
+        count = len(self.peers)
+        position: dict[int, int] = {}
+        order: list[tuple[int, int, int]] = []
+        for chunk, reducer in enumerate(self.duties.reducers):
+            place = position[reducer] = position.get(reducer, -1) + 1
+            order.append((place, (reducer - self.me) % count, chunk))
+        plan: list[tuple[int, tuple[PeerId, ...]]] = []
+        for _, _, chunk in sorted(order):
+            reducer = self.duties.reducers[chunk]
+            receivers = self.duties.copy_holders(self.me) if reducer == self.me else (reducer,)
+            plan.append((chunk, tuple(self.peers[i] for i in receivers)))
+        return tuple(plan)
+
+    def _step_receipt(self) -> list[CohortAction]:
+        complete = {
+            i for i, (manifest, _) in self.r3.manifests.items() if self.inputs.holds(i, self.inputs.owed(i), manifest)
+        }
+        waited = complete | self._suspects >= set(range(len(self.peers))) or "upload-over" in self._done
+        if not self._once("receipt", "shares" in self._done and waited):
+            return []
+        slot = self._slot()
+        timer = SetTimer(self._key("survivors", 0), slot)
+        return [CancelTimer(self._key("upload")), timer, *self._broadcast(Receipt(self.sid, bitmap(complete)))]
+
+    def _slot(self) -> float:
+        return self.params.deadlines.survivors / (tolerated(len(self.peers)) + 2)
+
+    def _step_lead(self) -> list[CohortAction]:
+        """The first leader proposes as soon as every live member's receipt is in; later ones when their turn comes."""
+        everybody = set(self.r3.receipts) | self._suspects >= set(range(len(self.peers)))
+        dead_before_me = set(range(self.me)) <= self._suspects
+        if "receipt" not in self._done or self.certified or not (everybody and dead_before_me):
+            return []
+        return self._propose(self.me)
+
+    def _next_leader(self, turn: int) -> list[CohortAction]:
+        if turn > tolerated(len(self.peers)) + 1:
+            return self._fail("no survivor set got enough votes in time")
+        actions: list[CohortAction] = [SetTimer(self._key("survivors", turn + 1), self._slot())]
+        if turn % len(self.peers) == self.me:
+            actions += self._propose(turn)
+        return actions + self._advance()
+
+    def _propose(self, view: int) -> list[CohortAction]:
+        proposal = self.r3.propose(view)
+        if proposal is None or not self._once(f"lead-{view}", True):
+            return []
+        return self._broadcast(proposal)
+
+    def _step_vote(self) -> list[CohortAction]:
+        if "receipt" not in self._done or "vote" in self._done:
+            return []
+        for view in sorted(self._proposals):
+            try:
+                vote = self.r3.check(self._proposals[view])
+            except ProtocolError:
+                continue  # a bad proposal gets no vote; the next leader's turn comes
+            if vote is not None:
+                # One opening per round: whoever released shares in this round votes for no other sid of it.
+                opened = self._guard.has_opened(self.params.run, self.roster.round)
+                if opened not in (None, self.sid):
+                    return self._fail("this round was opened in another attempt")
+                self._guard.vote(self.sid, vote_digest(vote))
+                self._done.add("vote")
+                return self._broadcast(vote)
+        return []
+
+    def _step_certify(self) -> list[CohortAction]:
+        certified = self.r3.certified()
+        if certified is None or not self._once("certified", True):
+            return []
+        self.certified = certified
+        self.opening = Opening(self.roster, self._dealing, certified.survivors, self.threshold)
+        limits = self.params.deadlines
+        notes: list[CohortAction] = []
+        for member, chunk in self._late:
+            try:
+                self._take_late(member, chunk)
+            except ProtocolError as error:
+                notes.append(Note(str(error), self.peers[member]))
+        self._late.clear()
+        timer = SetTimer(self._key("sums", 0), limits.unmask + limits.sums)
+        return [*notes, timer, *self._release(certified.reducers), *self._stand_in(())]
+
+    def _release(self, to: tuple[int, ...]) -> list[CohortAction]:
+        """Step R4: shares leave only under the certificate, and only after the guard has written it down."""
+        assert self.certified is not None
+        assert self.opening is not None
+        kinds = [self.opening.kind(i) for i in range(len(self.peers))]
+        self._guard.open_round(self.params.run, self.roster.round, self.sid)
+        self._guard.release(self.sid, {i: "b" if kind is Seed.SELF else "a" for i, kind in enumerate(kinds)})
+        shares = tuple(self._dealing.share(kind, i) for i, kind in enumerate(kinds))
+        message = self._seal(Unmask(self.sid, bitmap(self.certified.survivors), shares))
+        actions: list[CohortAction] = [Send(self.peers[i], message) for i in to if i != self.me]
+        self._unmasks.setdefault(self.me, Unmask(self.sid, bitmap(self.certified.survivors), shares))
+        return actions
+
+    def _step_open(self) -> list[CohortAction]:
+        if self.certified is None or self.opening is None or "opened" in self._done:
+            return []
+        expected = bitmap(self.certified.survivors)
+        notes: list[CohortAction] = []
+        for holder, message in list(self._unmasks.items()):
+            del self._unmasks[holder]
+            if message.survivors != expected:
+                continue
+            try:
+                self.opening.add(holder, message.shares)
+            except ProtocolError as error:
+                notes.append(Note(str(error), self.peers[holder]))
+        mine = self.duties.of(self.me) if self.me in self.certified.reducers else ()
+        if self.opening.try_open() and self._once("opened", True):
+            return [*notes, Reduce(self.sid, mine)]
+        return notes
+
+    def _step_publish(self) -> list[CohortAction]:
+        """Sums leave only when every live reducer's hashes are signed, so that none can fit its own to another's."""
+        if self.certified is None or "reduced" not in self._done or self.sums.published:
+            return []
+        signed = {i for i in self.certified.reducers if self.sums.signed_by(i)}
+        if not signed | self._suspects >= set(self.certified.reducers) and "sums-late" not in self._done:
+            return []
+        mine = self.sums.take_unpublished(self.me)
+        others = tuple(peer for i, peer in enumerate(self.peers) if i != self.me)
+        return [Transfer(self.sid, BulkKind.SUM, mine, others)] if mine else []
+
+    def _step_audit(self) -> list[CohortAction]:
+        if self.certified is None or not self.sums.all_signed:
+            return []
+        actions: list[CohortAction] = []
+        if self._once("audit", True):
+            shares = tuple(self._dealing.share(Seed.AUDIT, i) for i in self.certified.survivors)
+            actions = self._broadcast(AuditShares(self.sid, shares))
+        if self.audit_seed is None and len(self._audits) >= self.threshold:
+            seeds = [
+                self._dealing.open(Seed.AUDIT, dealer, {h: held[dealer] for h, held in self._audits.items()})
+                for dealer in self.certified.survivors
+            ]
+            self.audit_seed = digest("audit", self.sid, *seeds)
+        return actions
+
+    # --- when a reducer dies ------------------------------------------------------------------------------------
+
+    def _late_sums(self, turn: int) -> list[CohortAction]:
+        self._done.add("sums-late")
+        missing = self.sums.missing
+        late = tuple(sorted({self.duties.reducers[c] for c in missing}))
+        if turn > tolerated(len(self.peers)):
+            if len(missing) == self.layout.total_chunks:
+                return self._fail("no sum arrived in time")
+            self.sums.give_up()
+            return self._advance()
+        again = SetTimer(self._key("sums", turn + 1), self.params.deadlines.sums)
+        ask = self._broadcast(Missing(self.sid, missing))
+        self._suspects |= {i for i in late if not self.sums.signed_by(i)}
+        return [again, *ask, *self._stand_in(late, turn), *self._advance()]
+
+    def _stand_in(self, dead: tuple[int, ...], turn: int = 0) -> list[CohortAction]:
+        """Resend the dead reducers' chunks, byte for byte, to whoever stands in; reduce them if that is me."""
+        assert self.certified is not None
+        gone = set(dead) | (set(range(len(self.peers))) - set(self.certified.reducers))
+        actions: list[CohortAction] = []
+        for reducer in sorted(gone):
+            chunks = tuple(c for c in self.duties.of(reducer) if c in self.sums.missing)
+            chosen = self.duties.stand_in(reducer, self.certified.reducers, self._suspects | {reducer}, turn)
+            if chosen is None or not chunks:
+                continue
+            if chosen == self.me:
+                self._stood_in.add(reducer)
+                if self._masked and self.me in self.certified.survivors:
+                    for c in chunks:
+                        self.inputs.add(self.me, c, self._masked[c][0])
+            elif self.me in self.certified.survivors:
+                actions.append(Transfer(self.sid, BulkKind.MASKED, chunks, (self.peers[chosen],)))
+        return actions
+
+    def _step_stand_in(self) -> list[CohortAction]:
+        if self.certified is None or "opened" not in self._done:
+            return []
+        actions: list[CohortAction] = []
+        for reducer in sorted(self._stood_in):
+            chunks = tuple(c for c in self.duties.of(reducer) if c in self.sums.missing)
+            held = all(self.inputs.holds(i, chunks, self.r3.manifests[i][0]) for i in self.certified.survivors)
+            if chunks and held and self._once(f"stand-in-{reducer}", True):
+                actions.append(Reduce(self.sid, chunks))
+        return actions
+
+    def _answer(self, message: Missing, sender: PeerId) -> list[CohortAction]:
+        member = self.peers.index(sender)
+        self._asked[member] = self._asked.get(member, 0) + 1
+        if self._asked[member] > 2 * len(self.peers):
+            raise ProtocolError(Refusal.RATE_LIMITED, "asked for sums too often")
+        have = tuple(c for c in message.chunks if self.sums.has(c))
+        hashes: list[CohortAction] = [Send(sender, frame) for frame in self.sums.frames_for(have)]
+        return [*hashes, Transfer(self.sid, BulkKind.SUM, have, (sender,))] if have else []
+
+    # --- small change -------------------------------------------------------------------------------------------
+
+    def _make_masker(self, secrets: MemberSecrets) -> Masker:
+        keys = {
+            j: pair_key(secrets.mask_private, member.join.mask_key, self.sid, self.me, j)
+            for j, member in enumerate(self.roster.members)
+            if j != self.me
+        }
+        return Masker(self.sid, self.me, self_key(secrets.b, self.sid), keys)
+
+    def _key(self, name: str, turn: int = 0) -> TimerKey:
+        return (name, self.roster.round, self.roster.attempt << 8 | turn)
+
+    def _seal(self, message: object) -> Envelope:
+        return seal(self._identity, self.params.run, self.roster.round, message)
+
+    def _broadcast(self, message: object) -> list[CohortAction]:
+        """Sign once, send to all others, and take it as my own, too."""
+        envelope = self._seal(message)
+        self._collect(self.me, message, encode(envelope))
+        return [Send(peer, envelope) for i, peer in enumerate(self.peers) if i != self.me]
+
+    def _fail(self, reason: str) -> list[CohortAction]:
+        waiting = set(self._dealing.missing) | (set(range(len(self.peers))) - set(self._ready) - {self.me})
+        early = waiting if "shares" not in self._done else set()
+        laggards = tuple(self.peers[i] for i in sorted(early | self._suspects))
+        self.failed = Failed(reason, "certified" in self._done, laggards)
+        return [Note(reason)]

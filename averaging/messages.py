@@ -1,0 +1,174 @@
+"""Messages of one round, in the order in which they travel. All are signed (`dht.envelope`).
+
+Bounds are for the largest cohort, 64 members. `docs/protocol.md` lists who sends what, and what is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from averaging.params import MAX_MEMBERS
+from dht.wire import U8, U16, U32, U64, Bytes32, Count, Length, PeerIdBytes, Range, message
+
+Bitmap = Annotated[int, Range(0, 2**MAX_MEMBERS - 1)]
+"""Bit i stands for the member with index i of the cohort."""
+
+Hashes = Annotated[tuple[Bytes32, ...], Count(0, 16384)]
+
+
+@message(tag=0x10, cap=256)
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """I want in: tell me the head of the chain, and keep the next roster open for me."""
+
+    known: U64  # rounds of the chain that I hold, 0 for none
+    head: Bytes32
+
+
+@message(tag=0x11, cap=8192)
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Round keys of one member for one attempt (step R0). Kept byte for byte in the roster."""
+
+    round: U64
+    attempt: U32
+    head: Bytes32
+    mask_key: Bytes32
+    share_key: Bytes32
+    self_commitment: Bytes32
+    audit_commitment: Bytes32
+    nonce: Bytes32
+    tokens: U32  # expected to bring
+    missing: Annotated[tuple[PeerIdBytes, ...], Count(0, MAX_MEMBERS)]  # who stalled my last attempt
+
+
+@message(tag=0x12, cap=600_000)
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The convener's list of an attempt's members: their Join envelopes, in cohort order."""
+
+    round: U64
+    attempt: U32
+    head: Bytes32
+    joins: Annotated[tuple[Annotated[bytes, Length(64, 8192)], ...], Count(1, MAX_MEMBERS)]
+
+
+@message(tag=0x13, cap=256)
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Why a Join cannot be used: 1 roster already signed, 2 another head, 3 not the convener, 4 named a laggard."""
+
+    round: U64
+    attempt: U32
+    reason: U8
+    known: U64
+    head: Bytes32
+
+
+@message(tag=0x14, cap=16384)
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Step R1: a dealer's sealed shares for one member, and hashes of everybody's shares (a, b, audit; n each)."""
+
+    sid: Bytes32
+    sealed: Annotated[bytes, Length(96, 256)]
+    commitments: Annotated[tuple[Bytes32, ...], Count(3, 3 * MAX_MEMBERS)]
+
+
+@message(tag=0x15, cap=256)
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """I hold everybody's shares; `commitments` is the digest over all dealers' hash lists."""
+
+    sid: Bytes32
+    commitments: Bytes32
+
+
+@message(tag=0x16, cap=700_000)
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Step R2: SHA-256 of every masked chunk, trailer last, and the public weight in tokens."""
+
+    sid: Bytes32
+    tokens: U32
+    hashes: Hashes
+
+
+@message(tag=0x17, cap=256)
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Step R3: whose masked chunks I hold completely, each equal to its manifest."""
+
+    sid: Bytes32
+    complete: Bitmap
+
+
+@message(tag=0x18, cap=65536)
+@dataclass(frozen=True, slots=True)
+class Survivors:
+    """A leader's proposal: the members whose updates are summed, the live reducers, and the receipts that say so."""
+
+    sid: Bytes32
+    view: U16
+    survivors: Bitmap
+    reducers: Bitmap
+    receipts: Annotated[tuple[Annotated[bytes, Length(64, 1024)], ...], Count(1, MAX_MEMBERS)]
+
+
+@message(tag=0x19, cap=256)
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """My one vote of this sid. `manifests` binds the survivors' signed manifests."""
+
+    sid: Bytes32
+    survivors: Bitmap
+    reducers: Bitmap
+    manifests: Bytes32
+
+
+@message(tag=0x1A, cap=8192)
+@dataclass(frozen=True, slots=True)
+class Unmask:
+    """Step R4: one share per member, in index order: of the self-mask seed for survivors, of the mask seed for the rest."""
+
+    sid: Bytes32
+    survivors: Bitmap
+    shares: Annotated[tuple[Bytes32, ...], Count(3, MAX_MEMBERS)]
+
+
+@message(tag=0x1B, cap=700_000)
+@dataclass(frozen=True, slots=True)
+class SumHashes:
+    """Step R5: SHA-256 of the sums of the chunks that the sender reduced; signed before it sees another's."""
+
+    sid: Bytes32
+    chunks: Annotated[tuple[U32, ...], Count(0, 16384)]
+    hashes: Hashes
+
+
+@message(tag=0x1C, cap=100_000)
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """These sums did not reach me; whoever holds one, send it."""
+
+    sid: Bytes32
+    chunks: Annotated[tuple[U32, ...], Count(1, 16384)]
+
+
+@message(tag=0x1D, cap=8192)
+@dataclass(frozen=True, slots=True)
+class AuditShares:
+    """Shares of the survivors' audit seeds, in index order; sent once all sum hashes are signed."""
+
+    sid: Bytes32
+    shares: Annotated[tuple[Bytes32, ...], Count(3, MAX_MEMBERS)]
+
+
+@message(tag=0x1E, cap=256)
+@dataclass(frozen=True, slots=True)
+class Attest:
+    """I computed this round's record myself and this is its hash."""
+
+    round: U64
+    record: Bytes32

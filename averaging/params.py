@@ -1,0 +1,57 @@
+"""Parameters of the averaging protocol, fixed by the run manifest, and the thresholds that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from averaging.layout import Layout
+from dht.identity import PeerId
+
+MAX_MEMBERS = 64
+"""Largest cohort: the mask graph is complete up to here."""
+
+
+def tolerated(members: int) -> int:
+    """Dropouts (delta) that a cohort of `members` survives: 0 for three, else at least one."""
+    return 0 if members <= 3 else max(1, members // 8)
+
+
+def threshold(members: int) -> int:
+    """Shares and votes (t) that open a sum; below 2t - n colluders learn nothing (DESIGN section 5)."""
+    return members - tolerated(members)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds that each phase may take. Every wait of the protocol is one of these."""
+
+    join: float = 3.0
+    shares: float = 5.0
+    train: float = 60.0
+    upload: float = 20.0
+    survivors: float = 5.0
+    unmask: float = 5.0
+    sums: float = 20.0
+    commit: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunParams:
+    """What all peers of a run agree on before the first round.
+
+    `weight_cap` is the number of tokens that count as weight 1. `reducer_copies` is how many later members
+    hold a copy of each reducer's own masked chunks (so that its death after the certificate loses nothing);
+    never more than the cohort tolerates dropouts. `attempts` is how many rosters a round may try before its
+    committee may declare it void.
+    """
+
+    run: bytes
+    founder: PeerId
+    layout: Layout
+    genesis_peers: int = 5
+    target: int = 8
+    minimum: int = 5
+    weight_cap: int = 1 << 20
+    reducer_copies: int = 1
+    attempts: int = 4
+    deadlines: Deadlines = field(default_factory=Deadlines)

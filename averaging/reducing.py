@@ -1,0 +1,138 @@
+"""What a reducer holds: masked chunks of its own range (and copies), checked against their manifests, then summed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+
+from averaging.dealing import Dealing, Seed
+from averaging.keys import mask_private_from_seed, pair_key, self_key
+from averaging.layout import Layout
+from averaging.masking import unmask
+from averaging.messages import Manifest
+from averaging.roster import CheckedRoster
+from dht.errors import ProtocolError, Refusal
+from dht.transport import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """Which member reduces which chunk, and who stands in for whom."""
+
+    reducers: tuple[int, ...]  # chunk index -> member index
+    members: int
+    copies: int
+
+    def of(self, member: int) -> tuple[int, ...]:
+        """Chunks that a member reduces, the trailer among them where it is its turn."""
+        return tuple(c for c, reducer in enumerate(self.reducers) if reducer == member)
+
+    def copy_holders(self, member: int) -> tuple[int, ...]:
+        """Later members that hold a copy of the member's own masked chunks of its own range."""
+        return tuple((member + k) % self.members for k in range(1, self.copies + 1))
+
+    def stand_in(self, member: int, reducers: tuple[int, ...], gone: set[int], turn: int) -> int | None:
+        """Who takes a dead reducer's chunks over: the first certified reducer after it, from the `turn`-th on, that
+        is not known to be gone; None when none is left."""
+        order = [(member + k) % self.members for k in range(1, self.members)]
+        able = [i for i in order if i in reducers]
+        return next((i for i in able[turn:] if i not in gone), None)
+
+
+class Inputs:
+    """Masked chunks received, by (uploader, chunk)."""
+
+    def __init__(self, layout: Layout, duties: Duties, me: int) -> None:
+        self._layout, self._duties, self._me = layout, duties, me
+        self._data: dict[tuple[int, int], Part] = {}
+        self._hashes: dict[tuple[int, int], bytes] = {}
+        self._counts = [0] * duties.members
+        self._mine = duties.of(me)
+        self._copied = {i: duties.of(i) for i in range(duties.members) if me in duties.copy_holders(i)}
+
+    def add(self, uploader: int, chunk: int, data: Part) -> None:
+        """Keep one masked chunk. Raises ProtocolError: wrong size, or different from what it sent before."""
+        if not 0 <= chunk < self._layout.total_chunks or len(data) != self._layout.chunk_bytes(chunk):
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"chunk {chunk} with {len(data)} bytes")
+        digest = sha256(data).digest()
+        self._counts[uploader] += (uploader, chunk) not in self._hashes
+        if self._hashes.setdefault((uploader, chunk), digest) != digest:
+            raise ProtocolError(Refusal.EQUIVOCATION, f"two versions of masked chunk {chunk}")
+        self._data[uploader, chunk] = data
+
+    def expected(self, uploader: int, chunk: int) -> bool:
+        """Whether I take this chunk from this member before the receipts: my range, or a copy of its own."""
+        if not 0 <= chunk < len(self._duties.reducers):
+            return False
+        reducer = self._duties.reducers[chunk]
+        return reducer == self._me or (reducer == uploader and self._me in self._duties.copy_holders(uploader))
+
+    def holds(self, uploader: int, chunks: tuple[int, ...], manifest: Manifest) -> bool:
+        """Whether I hold all these chunks of a member, each equal to its manifest's hash."""
+        return self._counts[uploader] >= len(chunks) and all(
+            self._hashes.get((uploader, c)) == manifest.hashes[c] for c in chunks
+        )
+
+    def owed(self, uploader: int) -> tuple[int, ...]:
+        """Chunks that a member must bring me before my receipt covers it."""
+        return self._mine + self._copied.get(uploader, ())
+
+    def sum(self, chunk: int, survivors: tuple[int, ...]) -> npt.NDArray[np.unsignedinteger]:
+        """Ring sum of the survivors' masked chunk. Raises KeyError when one is not here."""
+        dtype = self._layout.dtype(chunk)
+        total = np.frombuffer(self._data[survivors[0], chunk], dtype=dtype).copy()
+        for i in survivors[1:]:
+            np.add(total, np.frombuffer(self._data[i, chunk], dtype=dtype), out=total)
+        return total
+
+    def clear(self) -> None:
+        """Free the memory once the round is over."""
+        self._data.clear()
+
+
+class Opening:
+    """Step R4 at a reducer: collects shares, reconstructs seeds, and takes the masks off a sum."""
+
+    def __init__(self, roster: CheckedRoster, dealing: Dealing, survivors: tuple[int, ...], threshold: int) -> None:
+        self._roster, self._dealing, self._survivors, self._threshold = roster, dealing, survivors, threshold
+        self._shares: dict[int, dict[int, bytes]] = {i: {} for i in range(len(roster.members))}
+        self._self_keys: list[bytes] = []
+        self._dead: list[tuple[int, int, bytes]] = []
+        self.ready = False
+
+    def kind(self, member: int) -> Seed:
+        """Which seed of a member is opened: the self-mask's for survivors, the pair masks' for the rest."""
+        return Seed.SELF if member in self._survivors else Seed.MASK
+
+    def add(self, holder: int, shares: tuple[bytes, ...]) -> None:
+        """Take one member's shares. Raises ProtocolError (BAD_SHARE), naming the holder's fault; keeps none then."""
+        if len(shares) != len(self._shares):
+            raise ProtocolError(Refusal.BAD_SHARE, f"{len(shares)} shares for {len(self._shares)} members")
+        for dealer, share in enumerate(shares):
+            if not self._dealing.is_share(self.kind(dealer), dealer, holder, share):
+                raise ProtocolError(Refusal.BAD_SHARE, f"not the share that member {dealer} dealt")
+        for dealer, share in enumerate(shares):
+            self._shares[dealer][holder] = share
+
+    def try_open(self) -> bool:
+        """Reconstruct all seeds once t members answered. Raises ProtocolError naming a dealer at fault."""
+        if self.ready or any(len(held) < self._threshold for held in self._shares.values()):
+            return self.ready
+        sid, members = self._roster.sid, self._roster.members
+        for dealer, held in self._shares.items():
+            seed = self._dealing.open(self.kind(dealer), dealer, held)
+            if self.kind(dealer) is Seed.SELF:
+                self._self_keys.append(self_key(seed, sid))
+                continue
+            private = mask_private_from_seed(seed)
+            for i in self._survivors:
+                self._dead.append((i, dealer, pair_key(private, members[i].join.mask_key, sid, dealer, i)))
+        self.ready = True
+        return True
+
+    def unmask(self, chunk: int, ring: npt.NDArray[np.unsignedinteger]) -> None:
+        """Take the survivors' self masks and the dead members' pair masks off a sum, in place."""
+        unmask(chunk, ring, self._self_keys, self._dead)

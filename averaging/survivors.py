@@ -1,0 +1,125 @@
+"""Step R3: one survivor set for all chunks. Receipts, a leader's proposal, and t votes that certify it.
+
+If every reducer decided for itself who survived, one lost packet would make one reducer ask for a member's
+self-mask and another for its pair masks, and both together strip it bare. So all of them act on one set U, which
+t members signed; each member signs one per sid (the guard remembers), and any two sets of t share an honest one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from averaging.messages import Manifest, Receipt, Survivors, Vote
+from averaging.roster import CheckedRoster
+from dht.envelope import Envelope
+from dht.errors import ProtocolError, Refusal
+from dht.wire import decode_as, digest, encode
+
+
+def bits(bitmap: int) -> tuple[int, ...]:
+    """Indices whose bit is set, ascending."""
+    return tuple(i for i in range(bitmap.bit_length()) if bitmap >> i & 1)
+
+
+def bitmap(indices: set[int] | tuple[int, ...]) -> int:
+    """The bitmap with these bits set."""
+    return sum(1 << i for i in set(indices))
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """The certified outcome of R3: survivors U, live reducers L, and who signed."""
+
+    survivors: tuple[int, ...]
+    reducers: tuple[int, ...]
+    voters: tuple[int, ...]
+
+
+class SurvivorCertificate:
+    """Collects receipts, checks proposals and counts votes of one sid."""
+
+    def __init__(self, run: bytes, roster: CheckedRoster, threshold: int) -> None:
+        self._run, self._roster, self._threshold = run, roster, threshold
+        self._index = {peer: i for i, peer in enumerate(roster.peers)}
+        self.manifests: dict[int, tuple[Manifest, bytes]] = {}
+        self.receipts: dict[int, tuple[Receipt, bytes]] = {}
+        self._votes: dict[int, Vote] = {}
+
+    def add_manifest(self, sender: int, manifest: Manifest, frame: bytes) -> None:
+        """Keep a member's one manifest. Raises ProtocolError (EQUIVOCATION) for a second, different one."""
+        if self.manifests.setdefault(sender, (manifest, frame))[0] != manifest:
+            raise ProtocolError(Refusal.EQUIVOCATION, "two manifests in one sid")
+
+    def add_receipt(self, sender: int, receipt: Receipt, frame: bytes) -> None:
+        """Keep a reducer's one receipt. Raises ProtocolError (EQUIVOCATION)."""
+        if receipt.complete >> len(self._roster.members):
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a receipt for members that do not exist")
+        if self.receipts.setdefault(sender, (receipt, frame))[0] != receipt:
+            raise ProtocolError(Refusal.EQUIVOCATION, "two receipts in one sid")
+
+    def propose(self, view: int) -> Survivors | None:
+        """What I would propose as leader now: U = what all live reducers hold; None below the threshold."""
+        live = set(self.receipts)
+        chosen = set(self.manifests)
+        for receipt, _ in self.receipts.values():
+            chosen &= set(bits(receipt.complete))
+        if len(chosen) < self._threshold or len(live) < self._threshold:
+            return None
+        frames = tuple(self.receipts[i][1] for i in sorted(live))
+        return Survivors(self._roster.sid, view, bitmap(chosen), bitmap(live), frames)
+
+    def check(self, proposal: Survivors) -> Vote | None:
+        """My vote for a proposal, or None while a survivor's manifest has not reached me.
+
+        Raises ProtocolError: U is not what the signed receipts say, or too small.
+        """
+        claimed = self._check_receipts(proposal)
+        chosen = set(range(len(self._roster.members)))
+        for receipt in claimed.values():
+            chosen &= set(bits(receipt.complete))
+        survivors = set(bits(proposal.survivors))
+        if not survivors <= chosen:
+            raise ProtocolError(Refusal.UNEXPECTED, "survivors whose chunks a reducer does not hold")
+        if len(survivors) < self._threshold or len(claimed) < self._threshold:
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, "fewer survivors or reducers than the threshold")
+        if not survivors <= set(self.manifests):
+            return None
+        return Vote(proposal.sid, proposal.survivors, proposal.reducers, self._manifests(survivors))
+
+    def _check_receipts(self, proposal: Survivors) -> dict[int, Receipt]:
+        claimed: dict[int, Receipt] = {}
+        for frame in proposal.receipts:
+            envelope = decode_as(Envelope, frame)
+            reducer = self._index.get(envelope.check(self._run))
+            receipt = decode_as(Receipt, envelope.body)
+            if reducer is None or receipt.sid != self._roster.sid or envelope.round != self._roster.round:
+                raise ProtocolError(Refusal.NOT_A_MEMBER, "a receipt of another cohort")
+            claimed[reducer] = receipt
+        if bitmap(tuple(claimed)) != proposal.reducers:
+            raise ProtocolError(Refusal.UNEXPECTED, "the reducers are not those whose receipts are shown")
+        return claimed
+
+    def _manifests(self, survivors: set[int]) -> bytes:
+        bodies = [encode(self.manifests[i][0]) for i in sorted(survivors)]
+        return digest("manifests", self._roster.sid, *bodies)
+
+    def add_vote(self, voter: int, vote: Vote) -> None:
+        """Count a member's one vote. Raises ProtocolError (EQUIVOCATION)."""
+        if self._votes.setdefault(voter, vote) != vote:
+            raise ProtocolError(Refusal.EQUIVOCATION, "two votes in one sid")
+
+    def certified(self) -> Certified | None:
+        """The outcome once t members voted for the same thing and I hold the survivors' manifests as they voted."""
+        for vote in set(self._votes.values()):
+            voters = tuple(sorted(i for i, other in self._votes.items() if other == vote))
+            survivors = set(bits(vote.survivors))
+            if len(voters) < self._threshold or len(survivors) < self._threshold:
+                continue
+            if survivors <= set(self.manifests) and self._manifests(survivors) == vote.manifests:
+                return Certified(tuple(sorted(survivors)), bits(vote.reducers), voters)
+        return None
+
+
+def vote_digest(vote: Vote) -> bytes:
+    """What the guard remembers of a vote."""
+    return digest("vote", encode(vote))
