@@ -1,0 +1,321 @@
+"""Frames on a byte stream: a fixed header, caps checked before memory is reserved, no copy on the way.
+
+    u32 length | u8 kind | u8 flags | u8 tag | u8 zero | u64 number | frame of `length` bytes
+
+All integers are big-endian. `tag` repeats the frame's first byte, so that the cap of its message type is known
+before its body is read. `FrameReader` is the parser without a socket; `FrameStream` binds it to one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, TypeAlias
+
+from dht.errors import ProtocolError, Refusal, UnreachableError
+from dht.transport import MAX_FRAME, Part
+from dht.wire import REGISTRY
+
+BULK_TAGS = range(0xF0, 0x100)
+"""Frames with a fixed binary header instead of msgpack; they are in no registry."""
+BULK_CAP = 600 * 1024
+PATIENCE = 30.0
+"""Seconds without a byte of progress after which an unfinished exchange counts as dead."""
+_HEADER = struct.Struct(">IBBBBQ")
+HEADER_BYTES = _HEADER.size
+_SOCKET_BUFFER = 4 << 20
+_BUFFERS_PER_CALL = 64
+_READS_PER_TURN = 16
+
+
+class Kind(IntEnum):
+    """What a header announces."""
+
+    FRAME = 1  # number: its place in the lane, from 1
+    ACK = 2  # number: all frames up to here are handled
+    REFUSE = 3  # number: the `Refusal`; the stream is over
+    FIN = 4  # no frame follows; answered by FIN
+    REQUEST = 5
+    REPLY = 6
+
+
+class Header(NamedTuple):
+    """One parsed header; sizes in bytes."""
+
+    length: int
+    kind: Kind
+    flags: int
+    tag: int
+    number: int
+
+
+FrameSink: TypeAlias = Callable[[Header, memoryview], None]
+LostSink: TypeAlias = Callable[[Exception | None], None]
+
+
+def cap_of(tag: int) -> int:
+    """Most bytes that a frame of `tag` may have. Raises ProtocolError (UNKNOWN_TAG)."""
+    if tag in BULK_TAGS:
+        return BULK_CAP
+    row = REGISTRY.get(tag)
+    if row is None:
+        raise ProtocolError(Refusal.UNKNOWN_TAG, f"tag {tag:#04x}")
+    return min(row.cap, MAX_FRAME)
+
+
+def pack_header(kind: Kind, number: int, parts: Sequence[Part] = (), flags: int = 0) -> bytes:
+    """The 16 header bytes before `parts`. Raises ProtocolError if the parts break their own cap."""
+    length, tag = sum(map(len, parts)), 0
+    if parts:
+        tag = next((part[0] for part in parts if len(part)), 0)
+        check_length(length, tag)
+    return _HEADER.pack(length, kind, flags, tag, 0, number)
+
+
+def check_length(length: int, tag: int) -> None:
+    """Raise ProtocolError unless a frame of `tag` may have `length` bytes."""
+    if length < 2:
+        raise ProtocolError(Refusal.TRUNCATED, f"a frame of {length} bytes")
+    cap = cap_of(tag)
+    if length > cap:
+        raise ProtocolError(Refusal.OVERSIZED, f"tag {tag:#04x}: {length} bytes, cap {cap}")
+
+
+def parse_header(data: bytes | bytearray) -> Header:
+    """Check 16 header bytes. Raises ProtocolError before anything of the announced size exists."""
+    length, kind, flags, tag, zero, number = _HEADER.unpack(data)
+    if not Kind.FRAME <= kind <= Kind.REPLY or zero or flags > 1:
+        raise ProtocolError(Refusal.MALFORMED, f"a header of kind {kind}")
+    if kind in (Kind.FRAME, Kind.REQUEST, Kind.REPLY):
+        check_length(length, tag)
+    elif length or tag:
+        raise ProtocolError(Refusal.MALFORMED, f"{Kind(kind).name} with a body")
+    return Header(length, Kind(kind), flags, tag, number)
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes sent and received, headers included."""
+
+    up: int = 0
+    down: int = 0
+
+
+class FrameReader:
+    """Bytes in, frames out, however the bytes are split. Each frame gets memory of its own."""
+
+    def __init__(self) -> None:
+        self._head = bytearray(HEADER_BYTES)
+        self._head_view = memoryview(self._head)
+        self._head_have = 0
+        self._header: Header | None = None
+        self._body = memoryview(bytearray())
+        self._rest = self._body
+
+    @property
+    def partial(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return self._header is not None or self._head_have > 0
+
+    def buffers(self) -> list[memoryview]:
+        """Where the next bytes belong: the rest of this frame and the next header, for one scattered read."""
+        head = self._head_view[self._head_have :]
+        return [head] if self._header is None else [self._rest, head]
+
+    def advance(self, count: int) -> Iterator[tuple[Header, memoryview]]:
+        """Account for `count` bytes put into `buffers()`; yields what is complete. Raises ProtocolError."""
+        if self._header is not None:
+            taken = min(count, len(self._rest))
+            self._rest = self._rest[taken:]
+            count -= taken
+            if self._rest:
+                return
+            header, self._header = self._header, None
+            yield self._finish(header)
+        self._head_have += count
+        if self._head_have == HEADER_BYTES:
+            self._head_have = 0
+            header = parse_header(self._head)
+            if not header.length:
+                yield header, memoryview(b"")
+                return
+            self._header = header
+            self._body = self._rest = memoryview(bytearray(header.length))
+
+    def feed(self, data: bytes | memoryview) -> Iterator[tuple[Header, memoryview]]:
+        """Copy `data` in; yields what is complete. Raises ProtocolError."""
+        view = memoryview(data)
+        while view:
+            buffer = self.buffers()[0]
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
+            view = view[count:]
+            yield from self.advance(count)
+
+    def _finish(self, header: Header) -> tuple[Header, memoryview]:
+        body, self._body = self._body, memoryview(bytearray())
+        self._rest = self._body
+        if body[0] != header.tag:
+            raise ProtocolError(Refusal.MALFORMED, f"tag {body[0]:#04x} under a header of tag {header.tag:#04x}")
+        return header, body
+
+
+class FrameStream:
+    """Frames over one connected non-blocking stream socket, on the running event loop.
+
+    `on_frame` gets each header and body; `on_lost` is called once, with the reason or None for a plain end of
+    file. Writes gather the caller's own memory (no copy), so it must not change before the other side has it.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_frame: FrameSink,
+        on_lost: LostSink,
+        *,
+        patience: float = PATIENCE,
+        meter: Meter | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock, self._on_frame, self._on_lost = sock, on_frame, on_lost
+        self._reader = FrameReader()
+        self._out: deque[memoryview] = deque()
+        self._open, self._reading, self._writing, self._discard = True, False, False, False
+        self._own, self._meter = Meter(), meter or Meter()
+        self.waiting: Callable[[], bool] = lambda: False
+        """Whether the owner waits for the other side; then silence longer than `patience` is death."""
+        self.on_refusal: Callable[[ProtocolError], None] = self.close
+        """What to do about bytes that break the rules; by default the stream is closed."""
+        self._patience, self._seen = patience, (-1, -1)
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+        self._watch = self._loop.call_later(patience, self._check_progress)
+
+    @property
+    def open(self) -> bool:
+        """Whether the socket is still ours."""
+        return self._open
+
+    def start(self, leftover: bytes = b"") -> None:
+        """Handle bytes that were read before the socket was taken over, then begin to read."""
+        self._count(down=len(leftover))
+        if self._take(self._reader.feed(leftover)):
+            self.resume()
+
+    def write(self, kind: Kind, number: int, parts: Sequence[Part] = (), *, flags: int = 0) -> None:
+        """Queue a header and its parts and send what fits. Raises ProtocolError if the parts break their cap."""
+        header = pack_header(kind, number, parts, flags)
+        if self._open:
+            self._out.append(memoryview(header))
+            self._out.extend(memoryview(part).cast("B") for part in parts if len(part))
+            if not self._writing:
+                self._writable()
+
+    def pause(self) -> None:
+        """Stop reading; the other side is held back by its socket."""
+        if self._reading:
+            self._loop.remove_reader(self._sock)
+            self._reading = False
+
+    def resume(self) -> None:
+        """Read again after `pause`."""
+        if self._open and not self._reading:
+            self._loop.add_reader(self._sock, self._readable)
+            self._reading = True
+
+    def discard(self) -> None:
+        """From here on throw incoming bytes away unparsed, until the other side closes."""
+        self._discard = True
+        self.resume()
+
+    def close(self, reason: Exception | None = None) -> None:
+        """Give the socket up at once and report `reason` to `on_lost`."""
+        if not self._open:
+            return
+        self.pause()
+        self._open = False
+        self._watch.cancel()
+        if self._writing:
+            self._loop.remove_writer(self._sock)
+        self._out.clear()
+        self._sock.close()
+        self._on_lost(reason)
+
+    def _readable(self) -> None:
+        for _ in range(_READS_PER_TURN):
+            if not self._reading:
+                return
+            try:
+                buffers = [memoryview(bytearray(65536))] if self._discard else self._reader.buffers()
+                count = self._sock.recvmsg_into(buffers)[0]
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self.close(UnreachableError(f"the stream broke: {error.strerror}"))
+                return
+            self._count(down=count)
+            if not count:
+                self.close(UnreachableError("the stream ended inside a frame") if self._reader.partial else None)
+                return
+            if not self._discard and not self._take(self._reader.advance(count)):
+                return
+
+    def _take(self, frames: Iterator[tuple[Header, memoryview]]) -> bool:
+        try:
+            for header, body in frames:
+                self._on_frame(header, body)
+                if not self._open or self._discard:
+                    return False
+        except ProtocolError as error:
+            self.on_refusal(error)
+            return False
+        return True
+
+    def _writable(self) -> None:
+        try:
+            while self._out:
+                count = self._sock.sendmsg([self._out[i] for i in range(min(len(self._out), _BUFFERS_PER_CALL))])
+                self._count(up=count)
+                self._drop(count)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self.close(UnreachableError(f"the stream broke: {error.strerror}"))
+            return
+        if bool(self._out) != self._writing:
+            self._writing = bool(self._out)
+            if self._writing:
+                self._loop.add_writer(self._sock, self._writable)
+            else:
+                self._loop.remove_writer(self._sock)
+
+    def _count(self, *, up: int = 0, down: int = 0) -> None:
+        for meter in (self._own, self._meter):
+            meter.up += up
+            meter.down += down
+
+    def _drop(self, count: int) -> None:
+        while count:
+            first = self._out[0]
+            if count < len(first):
+                self._out[0] = first[count:]
+                return
+            count -= len(first)
+            self._out.popleft()
+
+    def _check_progress(self) -> None:
+        seen = (self._own.up, self._own.down)
+        busy = bool(self._out) or (self._reading and self._reader.partial) or self.waiting()
+        if busy and seen == self._seen:
+            self.close(UnreachableError(f"no progress for {self._patience:.0f} s"))
+            return
+        self._seen = seen
+        self._watch = self._loop.call_later(self._patience, self._check_progress)

@@ -1,0 +1,363 @@
+"""Our end of the libp2p network: `Transport` over p2pd, in-process on asyncio.
+
+Each (peer, lane) has one outgoing stream, opened when first needed: control for small messages, bulk for chunks.
+A request has a short stream of its own. The sender that a handler sees is the peer that libp2p authenticated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dht.addresses import Address, AddressError, parse, require_free
+from dht.clock import Clock, SystemClock
+from dht.counters import Counters
+from dht.errors import ProtocolError, Refusal, UnreachableError
+from dht.identity import Identity, PeerId
+from dht.limits import BanList, StreamQuota, TokenBucket
+from dht.link import Receiver, Sender
+from dht.request import answer, ask
+from dht.transport import FrameHandler, Part, RequestHandler
+
+if TYPE_CHECKING:
+    from dht.daemon import Daemon
+
+CONTROL, BULK, REQUEST = (f"/murmuration/1/{name}" for name in ("control", "bulk", "request"))
+OPEN_TIMEOUT = 10.0
+DIAL_TIMEOUT = 8.0
+MAX_STREAMS = 64
+CONTROL_RATE, CONTROL_BURST = 2000.0, 8000.0
+_log = logging.getLogger(__name__)
+
+
+class Relay(StrEnum):
+    """How much this host has to do with circuit relays."""
+
+    OFF = "off"
+    USE = "use"  # be reachable through the bootstrap peers' relays
+    SERVE = "serve"  # relay for others
+
+
+class Verdict(StrEnum):
+    """How a dial went."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    WRONG_PEER = "wrong peer id"
+    NOT_AN_ADDRESS = "not a multiaddr"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """The outcome of dialling one address; `milliseconds` it took, `detail` what went wrong beyond the verdict."""
+
+    address: str
+    verdict: Verdict
+    milliseconds: float = 0.0
+    peer: PeerId | None = None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        tail = f" {self.milliseconds:.0f} ms" if self.verdict is Verdict.OK else f" ({self.detail})" * bool(self.detail)
+        return f"{self.address}: {self.verdict}{tail}"
+
+
+class Host:
+    """A running libp2p host; `await Host.start(...)` makes one. Implements `dht.transport.Transport`.
+
+    `daemon_died` is set when p2pd ended without being asked to; from then on every send raises UnreachableError.
+    """
+
+    def __init__(self, daemon: Daemon, peer_id: PeerId, clock: Clock) -> None:
+        self._daemon, self._peer_id, self._clock = daemon, peer_id, clock
+        self._on_frame: FrameHandler | None = None
+        self._on_request: RequestHandler | None = None
+        self._lanes: dict[tuple[PeerId, str], Sender] = {}
+        self._receivers: dict[Receiver, PeerId] = {}
+        self._known: dict[PeerId, tuple[str, ...]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._addresses: tuple[str, ...] = ()
+        self._quota = StreamQuota(MAX_STREAMS)
+        self._buckets: dict[PeerId, TokenBucket] = {}
+        self.bans = BanList(clock)
+        self.counters = Counters()
+        self.daemon_died = asyncio.Event()
+
+    @classmethod
+    async def start(
+        cls,
+        identity_path: Path,
+        *,
+        listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+        bootstrap: Sequence[str] = (),
+        announce: Sequence[str] = (),
+        client_mode: bool = False,
+        relay: Relay = Relay.OFF,
+        clock: Clock | None = None,
+    ) -> Host:
+        """Start p2pd with the key at `identity_path` and listen.
+
+        `bootstrap` are the relays to use with `Relay.USE`; dial them with `connect`. With `client_mode` the host
+        does not listen. Raises ConfigError (AddressError), IdentityError or UnreachableError, with the cause.
+        """
+        identity = Identity.load(identity_path)
+        places = [] if client_mode else [parse(address, peer=False) for address in listen]
+        for address in (*bootstrap, *announce):
+            parse(address, peer=address in bootstrap)
+        for place in places:
+            require_free(place)
+        from dht.daemon import Daemon, RelayDaemon
+
+        daemon = await (RelayDaemon if relay is Relay.SERVE else Daemon).launch(
+            identity_path=str(identity_path),
+            host_maddrs=[place.text for place in places] or None,
+            announce_maddrs=list(announce) or None,
+            no_listen=client_mode,
+            dht_mode="client" if client_mode else "server",
+            nat_port_map=not all(place.loopback for place in places),
+            use_relay=relay is not Relay.OFF,
+            use_auto_relay=relay is Relay.USE and bool(bootstrap),
+            trusted_relays=list(bootstrap) or None,
+        )
+        host = cls(daemon, identity.peer_id, clock or SystemClock())
+        try:
+            await host._begin()
+        except BaseException:
+            await daemon.shutdown()
+            raise
+        return host
+
+    async def _begin(self) -> None:
+        if self._daemon.peer_id.to_bytes() != self._peer_id:
+            raise UnreachableError("the libp2p daemon runs under another identity")
+        for protocol in (CONTROL, BULK, REQUEST):
+            await self._daemon.accept(protocol, self._incoming)
+        self._addresses = await self._daemon.addresses()
+        self._daemon.died.add_done_callback(self._daemon_ended)
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who we are on this network."""
+        return self._peer_id
+
+    @property
+    def p2p(self) -> Daemon:
+        """The hivemind `P2P` that the DHT node shares with us."""
+        return self._daemon
+
+    def addresses(self) -> tuple[str, ...]:
+        """Full multiaddresses (with /p2p/) under which others can dial us, as of the start."""
+        return self._addresses
+
+    def serve(self, on_frame: FrameHandler, on_request: RequestHandler) -> None:
+        """Set the handlers. Frames that arrive before are refused, not queued."""
+        self._on_frame, self._on_request = on_frame, on_request
+
+    async def send(self, to: PeerId, parts: Sequence[Part], *, bulk: bool = False) -> None:
+        """Deliver the concatenated parts as one frame; see `Transport.send`. The parts must not change meanwhile."""
+        if to == self._peer_id:
+            self._deliver(to, memoryview(b"".join(parts)))
+            return
+        await self._lane(to, BULK if bulk else CONTROL).send(parts)
+
+    async def request(self, to: PeerId, parts: Sequence[Part], *, timeout: float) -> memoryview:
+        """Send a request frame and wait for its reply frame; see `Transport.request`."""
+        started = self._clock.now()
+        sock = await self._open(to, REQUEST, min(timeout, OPEN_TIMEOUT))
+        left = max(0.001, timeout - (self._clock.now() - started))
+        return await ask(sock, parts, timeout=left, meter=self.counters.of(to))
+
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Remember where `peer` may be dialled; bad addresses are left out. Hints only: libp2p checks who answers."""
+        good = []
+        for text in addresses[:16]:
+            try:
+                if parse(text).peer == peer:
+                    good.append(text)
+            except AddressError:
+                continue
+        if good:
+            self._known[peer] = tuple(good)
+
+    async def dial(self, address: str, *, timeout: float = DIAL_TIMEOUT) -> Dial:
+        """Dial one address and say how it went; raises nothing."""
+        try:
+            target = parse(address)
+        except AddressError as error:
+            return Dial(address, Verdict.NOT_AN_ADDRESS, detail=error.message)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(timeout):
+                await _probe(target)
+                assert target.peer is not None
+                await self._daemon.dial(target.peer, [address])
+        except TimeoutError:
+            return Dial(address, Verdict.TIMEOUT, timeout * 1e3, target.peer)
+        except UnreachableError as error:
+            return Dial(address, _verdict(error.message), 0.0, target.peer, error.message)
+        except OSError as error:
+            verdict = Verdict.REFUSED if isinstance(error, ConnectionRefusedError) else Verdict.UNREACHABLE
+            return Dial(address, verdict, 0.0, target.peer, error.strerror or str(error))
+        self.learn(target.peer, [address])
+        return Dial(address, Verdict.OK, (time.perf_counter() - started) * 1e3, target.peer)
+
+    async def connect(self, address: str, *, timeout: float = DIAL_TIMEOUT) -> PeerId:
+        """Dial one address. Raises AddressError, or UnreachableError with the verdict."""
+        parse(address)
+        result = await self.dial(address, timeout=timeout)
+        if result.verdict is not Verdict.OK or result.peer is None:
+            raise UnreachableError(str(result), remedy="check that the peer runs and that its port is open")
+        return result.peer
+
+    async def stop(self, timeout: float = 3.0) -> None:
+        """Let what is on its way arrive (at most `timeout` seconds), then end the daemon. Safe to call twice."""
+        lanes = list(self._lanes.values())
+        await asyncio.gather(*(lane.close(timeout) for lane in lanes), return_exceptions=True)
+        for receiver in list(self._receivers):
+            receiver.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._daemon.shutdown()
+
+    # -- outgoing -------------------------------------------------------------------------------------------------
+
+    def _lane(self, to: PeerId, protocol: str) -> Sender:
+        lane = self._lanes.get((to, protocol))
+        if lane is None or not lane.open:
+            lane = self._lanes[to, protocol] = Sender(on_lost=lambda: self._forget(to, protocol))
+            self._spawn(self._attach(lane, to, protocol))
+        return lane
+
+    async def _attach(self, lane: Sender, to: PeerId, protocol: str) -> None:
+        try:
+            sock = await self._open(to, protocol, OPEN_TIMEOUT)
+        except UnreachableError as error:
+            lane.abort(error)
+        except asyncio.CancelledError:
+            lane.abort(UnreachableError("the host was stopped"))
+            raise
+        else:
+            lane.attach(sock, meter=self.counters.of(to))
+
+    async def _open(self, to: PeerId, protocol: str, timeout: float) -> socket.socket:
+        try:
+            async with asyncio.timeout(timeout):
+                if known := self._known.get(to):
+                    try:
+                        await self._daemon.dial(to, known)
+                    except UnreachableError as error:
+                        _log.debug("%s is not where it was: %s", to.short, error.message)
+                return await self._daemon.open_stream(to, protocol)
+        except TimeoutError:
+            raise UnreachableError(f"{to.short} did not answer within {timeout:g} s") from None
+
+    def _forget(self, to: PeerId, protocol: str) -> None:
+        lane = self._lanes.get((to, protocol))
+        if lane is not None and not lane.open:
+            del self._lanes[to, protocol]
+
+    # -- incoming -------------------------------------------------------------------------------------------------
+
+    async def _incoming(self, protocol: str, remote: bytes, sock: socket.socket, leftover: bytes) -> None:
+        try:
+            peer = PeerId(remote)
+        except ProtocolError:
+            self.counters.refusals[Refusal.OUT_OF_BOUNDS] += 1
+            sock.close()
+            return
+        if self.bans.banned(peer) or not self._quota.acquire(peer):
+            self.counters.refusals[Refusal.RATE_LIMITED] += 1
+            sock.close()
+            return
+        try:
+            serve = self._answer if protocol == REQUEST else self._receive
+            refused = await serve(peer, protocol, sock, leftover)
+        finally:
+            self._quota.release(peer)
+        if refused is not None:
+            self._refused(peer, refused)
+
+    async def _receive(self, peer: PeerId, protocol: str, sock: socket.socket, leftover: bytes) -> ProtocolError | None:
+        bucket = self._buckets.setdefault(peer, TokenBucket(self._clock, CONTROL_RATE, CONTROL_BURST))
+        receiver = Receiver(
+            sock,
+            lambda frame: self._deliver(peer, frame),
+            leftover=leftover,
+            admit=bucket.take if protocol == CONTROL else lambda: 0.0,
+            meter=self.counters.of(peer),
+        )
+        self._receivers[receiver] = peer
+        try:
+            return await receiver.closed
+        finally:
+            receiver.close()
+            del self._receivers[receiver]
+            if peer not in self._receivers.values():
+                self._buckets.pop(peer, None)
+
+    async def _answer(self, peer: PeerId, protocol: str, sock: socket.socket, leftover: bytes) -> ProtocolError | None:
+        async def handle(frame: memoryview) -> Sequence[Part]:
+            if self._on_request is None:
+                raise ProtocolError(Refusal.UNEXPECTED, "no request is served yet")
+            return await self._on_request(peer, frame)
+
+        return await answer(sock, handle, leftover=leftover, meter=self.counters.of(peer))
+
+    def _deliver(self, peer: PeerId, frame: memoryview) -> None:
+        if self._on_frame is None:
+            raise ProtocolError(Refusal.UNEXPECTED, "no frame is served yet")
+        self._on_frame(peer, frame)
+
+    def _refused(self, peer: PeerId, error: ProtocolError) -> None:
+        self.counters.refusals[error.refusal] += 1
+        banned = self.bans.strike(peer)
+        _log.warning("%s: %s%s", peer.short, error.message, "; banned for a while" if banned else "")
+        if banned:
+            for receiver, sender in list(self._receivers.items()):
+                if sender == peer:
+                    receiver.close()
+
+    # -- the daemon -----------------------------------------------------------------------------------------------
+
+    def _daemon_ended(self, died: asyncio.Future[str]) -> None:
+        if died.cancelled():
+            return
+        _log.error("%s", died.result())
+        self.daemon_died.set()
+        for lane in list(self._lanes.values()):
+            lane.abort(UnreachableError(died.result(), remedy="restart this program"))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _probe(target: Address) -> None:
+    """A bare TCP dial first: it tells `refused` from `timeout`, and p2pd would remember a failure and back off."""
+    if target.transport != "tcp" or target.relayed:
+        return
+    _, writer = await asyncio.open_connection(target.host, target.port)
+    writer.transport.abort()
+
+
+_VERDICTS: tuple[tuple[str, Verdict], ...] = (
+    ("peer id mismatch", Verdict.WRONG_PEER),
+    ("connection refused", Verdict.REFUSED),
+    ("i/o timeout", Verdict.TIMEOUT),
+    ("deadline exceeded", Verdict.TIMEOUT),
+)
+
+
+def _verdict(cause: str) -> Verdict:
+    return next((verdict for text, verdict in _VERDICTS if text in cause), Verdict.UNREACHABLE)
