@@ -58,7 +58,7 @@ def _new_model(config: dict[str, Any], seed: int) -> PreTrainedModel:
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
     """Raise ConfigError when the model has too few embeddings or positions for the tokenizer and sequences."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
     if len(tokenizer) > rows:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings",

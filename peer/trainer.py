@@ -5,6 +5,7 @@ The optimizer's moments stay with the peer over rounds, as in DiLoCo (arXiv 2311
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -169,7 +170,7 @@ class Trainer:
         return TrainerState(arrays, facts | {"data": self.batches.state()})
 
     def restore(self, state: TrainerState) -> None:
-        """Go on from `state` (its arrays are copied). Raises ConfigError when it belongs to another optimizer or model."""
+        """Go on from `state`; its arrays are copied. Raises ConfigError when it is another optimizer's or model's."""
         if state.facts.get("optimizer") != type(self._optimizer).__name__:
             raise ConfigError("the saved local training used another inner optimizer")
         parameters = dict(self._named)
@@ -213,13 +214,12 @@ def _adamw8bit(
 ) -> tuple[torch.optim.Optimizer | None, str]:
     """bitsandbytes' AdamW8bit after one trial step on a throw-away tensor, or None and why not."""
     try:
-        from bitsandbytes.optim import AdamW8bit
-
+        adamw8bit = importlib.import_module("bitsandbytes.optim").AdamW8bit
         trial = torch.nn.Parameter(torch.ones(8192, device=device))  # bitsandbytes leaves smaller tensors in 32 bits
         trial.grad = torch.ones_like(trial)
-        AdamW8bit([trial], lr=0.1).step()
+        adamw8bit([trial], lr=0.1).step()
         if not (trial < 1.0).all():
             return None, "its trial step changed nothing"
-        return AdamW8bit(groups, lr=settings.learning_rate, betas=settings.betas), ""
+        return adamw8bit(groups, lr=settings.learning_rate, betas=settings.betas), ""
     except Exception as error:  # a missing native library shows as ImportError, RuntimeError, OSError, AttributeError
         return None, f"{type(error).__name__}: {error}"
