@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two workers: several tests start processes of their own.
 WORKERS ?= 2
+# By itself first, so that pip settles on one build of it (CPU or CUDA, whichever its index offers).
+TORCH ?= torch==2.13.0
 CHECKED := dht averaging ledger peer bootstrap benchmarks examples tests
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ venv: $(STAMP) ## create .venv and install everything (again only when pyproject
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \
 	supported='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; \
-	if ! $(BIN)/python -c "$$supported" 2>/dev/null; then \
+	if ! $(BIN)/python -c "import pip; $$supported" 2>/dev/null; then \
 		for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 			$$python -c "$$supported" 2>/dev/null && found=$$python && break; \
 		done; \
@@ -27,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 		$$found -m venv --clear $(VENV) || { \
 			echo "$$found cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	fi
-	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	@echo "Installing into $(VENV); the first time this takes a few minutes (PyTorch is large)."
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,bnb,dev]'
 	@touch $(STAMP)
 
