@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.bulk import BulkKind, Chunk
-from averaging.cohort_actions import CohortAction, Reduce, Transfer, Upload
 from averaging.dealing import Dealing, Seed
 from averaging.guard import Guard
 from averaging.keys import MemberSecrets, pair_key, self_key
@@ -38,6 +37,7 @@ from averaging.reducing import Duties, Inputs, Opening
 from averaging.roster import CheckedRoster
 from averaging.sums import Sums
 from averaging.survivors import Certified, SurvivorCertificate, bitmap, vote_digest
+from averaging.work import CohortAction, Reduce, Transfer, Upload
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId

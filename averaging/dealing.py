@@ -55,7 +55,7 @@ class Dealing:
         return Shares(self._roster.sid, sealed, self._commitments[self._me])
 
     def receive(self, dealer: int, message: Shares) -> None:
-        """Open and check a dealer's shares. Raises ProtocolError (BAD_SHARE, EQUIVOCATION), naming the dealer's fault."""
+        """Open and check a dealer's shares. Raises ProtocolError (BAD_SHARE, EQUIVOCATION) at the dealer's fault."""
         count = len(self._roster.members)
         if len(message.commitments) != 3 * count:
             raise ProtocolError(Refusal.BAD_SHARE, "a hash list of the wrong length")

@@ -130,7 +130,7 @@ class Vote:
 @message(tag=0x1A, cap=8192)
 @dataclass(frozen=True, slots=True)
 class Unmask:
-    """Step R4: one share per member, in index order: of the self-mask seed for survivors, of the mask seed for the rest."""
+    """Step R4: one share per member, in index order: of survivors the self-mask seed's, of the rest the mask seed's."""
 
     sid: Bytes32
     survivors: Bitmap

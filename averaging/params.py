@@ -21,6 +21,11 @@ def threshold(members: int) -> int:
     return members - tolerated(members)
 
 
+def honest_witness(committee: int) -> int:
+    """The smallest number of members among whom one is honest, when fewer than a third lie."""
+    return (committee - 1) // 3 + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     """Seconds that each phase may take. Every wait of the protocol is one of these."""
@@ -33,6 +38,11 @@ class Deadlines:
     unmask: float = 5.0
     sums: float = 20.0
     commit: float = 5.0
+
+    @property
+    def total(self) -> float:
+        """The longest that one attempt may take from its roster to its last sum, in seconds."""
+        return self.shares + self.train + self.upload + self.survivors + self.unmask + 2 * self.sums + self.commit
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,203 @@
+"""How an attempt finds its members: everybody joins with the attempt's convener, who signs one roster.
+
+Conveners are ranked by the last record's hash, so nobody chooses one; each next attempt belongs to the next in
+line. A convener that has too few joins keeps its window open and says so, and a joiner that hears nothing goes on
+to the next attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.guard import Guard
+from averaging.keys import MemberSecrets
+from averaging.messages import Closed, Join
+from averaging.params import MAX_MEMBERS, RunParams
+from averaging.roster import CheckedRoster, check_join, check_roster, convener, make_roster
+from dht.envelope import Envelope, seal
+from dht.errors import ProtocolError, Refusal
+from dht.identity import Identity, PeerId
+from dht.wire import digest, encode
+
+WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD = 0, 1, 2, 3, 4
+_PATIENCE = 3
+"""Times that a Join is sent before the next convener's turn."""
+_MAX_AHEAD = 64
+"""Joins for attempts further ahead than this are not kept."""
+
+
+class Convening:
+    """One peer's search for a roster in one round; as convener, its collection of Joins."""
+
+    def __init__(
+        self,
+        params: RunParams,
+        identity: Identity,
+        round_: int,
+        head: bytes,
+        committee: tuple[PeerId, ...],
+        guard: Guard,
+        urandom: Callable[[int], bytes],
+    ) -> None:
+        self.params, self.round, self.head, self.committee = params, round_, head, committee
+        self._identity, self._guard, self._urandom = identity, guard, urandom
+        self.attempt = -1
+        self.secrets: MemberSecrets | None = None
+        self.roster: CheckedRoster | None = None
+        self._join: Envelope | None = None
+        self._patience = _PATIENCE
+        self._joins: dict[int, dict[PeerId, Envelope]] = {}
+        self._missing: dict[PeerId, set[PeerId]] = {}
+        self._signed: set[int] = set()
+        self._gone: set[PeerId] = set()
+        self.newcomers: set[PeerId] = set()
+        """Peers that knocked and are catching up: the window stays open for them until its deadline."""
+
+    def begin(self, attempt: int, tokens: int, missing: tuple[PeerId, ...] = ()) -> list[Action]:
+        """Join an attempt with fresh keys. `missing`: who stalled the last one."""
+        self.attempt, self.roster = attempt, None
+        self.secrets = MemberSecrets.generate(self._urandom)
+        public = self.secrets.public()
+        join = Join(
+            self.round,
+            attempt,
+            self.head,
+            public.mask_key,
+            public.share_key,
+            public.self_commitment,
+            public.audit_commitment,
+            self._urandom(32),
+            tokens,
+            missing,
+        )
+        self._join = self._seal(join)
+        self._patience = _PATIENCE
+        actions: list[Action] = [SetTimer(self._key("roster"), self.params.deadlines.join)]
+        to = self.convener()
+        if to == self._identity.peer_id:
+            return actions + self._collect(to, self._join, join)
+        return [*actions, Send(to, self._join)]
+
+    def convener(self) -> PeerId:
+        """Who signs the roster of the current attempt."""
+        return convener(self.head, self.committee, self.attempt)
+
+    def suspect(self, peer: PeerId) -> list[Action]:
+        """A peer cannot be reached: do not wait for its Join, and not for its roster."""
+        self._gone.add(peer)
+        if self.roster is None and self.attempt >= 0 and peer == self.convener():
+            return self.begin(self.attempt + 1, self._tokens(), ())
+        return self._maybe_sign(deadline=False)
+
+    def trust(self, peer: PeerId) -> None:
+        """The peer was heard again."""
+        self._gone.discard(peer)
+
+    def receive_join(self, sender: PeerId, envelope: Envelope, join: Join) -> list[Action]:
+        """A peer asks me to put it into a roster. Raises ProtocolError when the Join is not of this round."""
+        if join.head != self.head or join.round != self.round:
+            return [Send(sender, self._closed(ANOTHER_HEAD))]
+        if convener(self.head, self.committee, join.attempt) != self._identity.peer_id:
+            return [Send(sender, self._closed(NOT_CONVENER))]
+        if self._joins.get(join.attempt, {}).get(sender) == envelope:
+            return []
+        if join.attempt < self.attempt or join.attempt in self._signed:
+            return [Send(sender, self._closed(SIGNED))]
+        if join.attempt > self.attempt + _MAX_AHEAD:
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a Join for attempt {join.attempt}")
+        check_join(envelope, self.params.run, self.round, join.attempt, self.head)
+        return self._collect(sender, envelope, join)
+
+    def receive_roster(self, envelope: Envelope) -> CheckedRoster | None:
+        """A convener's roster. Raises ProtocolError when it is refused; None when I have one for this attempt."""
+        if self._join is None or self.roster is not None:
+            return None
+        self.roster = check_roster(envelope, self.params, self.round, self.head, self.committee, encode(self._join))
+        return self.roster
+
+    def receive_closed(self, sender: PeerId, message: Closed) -> list[Action]:
+        """The convener's answer to my Join: keep waiting, or try a later attempt."""
+        if self.roster is not None or sender != self.convener() or message.round != self.round:
+            return []
+        if message.reason == WAITING:
+            self._patience = _PATIENCE
+            return []
+        later = min(message.attempt, self.attempt + len(self.committee))
+        if later <= self.attempt:
+            return []
+        # That attempt runs without me: be there for the next one, which comes only if it fails.
+        return [*self.begin(later, self._tokens()), SetTimer(self._key("roster"), self.params.deadlines.total)]
+
+    def timeout(self, key: TimerKey) -> list[Action]:
+        """The window of the convener, or the patience of a joiner, is over."""
+        if key[2] != self.attempt or self.roster is not None:
+            return []
+        if key[0] == "join":
+            return self._maybe_sign(deadline=True)
+        self._patience -= 1
+        if self._patience <= 0:
+            return self.begin(self.attempt + 1, self._tokens())
+        # The convener may have started after me, or lost my Join with its memory: ask again.
+        assert self._join is not None
+        again = SetTimer(self._key("roster"), self.params.deadlines.join)
+        to = self.convener()
+        return [again] if to == self._identity.peer_id else [again, Send(to, self._join)]
+
+    def _tokens(self) -> int:
+        return self.params.weight_cap
+
+    def _collect(self, sender: PeerId, envelope: Envelope, join: Join) -> list[Action]:
+        joins = self._joins.setdefault(join.attempt, {})
+        if len(joins) >= MAX_MEMBERS:
+            return [Send(sender, self._closed(SIGNED))]
+        first = not joins
+        joins[sender] = envelope
+        self._missing[sender] = {PeerId(peer) for peer in join.missing}
+        if join.attempt != self.attempt:
+            return []
+        window = [SetTimer(self._key("join"), self.params.deadlines.join)] if first else []
+        return [*window, *self._maybe_sign(deadline=False)]
+
+    def _eligible(self) -> dict[PeerId, Envelope]:
+        """Joins of this attempt, without peers that most of the others name as laggards of the last one."""
+        joins = self._joins.get(self.attempt, {})
+        named = {peer: sum(peer in self._missing[other] for other in joins) for peer in joins}
+        return {peer: join for peer, join in joins.items() if 2 * named[peer] <= len(joins)}
+
+    def _maybe_sign(self, *, deadline: bool) -> list[Action]:
+        joins = self._eligible()
+        mine = self._identity.peer_id
+        if mine not in joins or self.attempt in self._signed or self.convener() != mine:
+            return []
+        waiting_for = (set(self.committee) | self.newcomers) - self._gone - set(joins)
+        if not deadline and (waiting_for or len(joins) < self.params.minimum):
+            return []
+        if len(joins) < self.params.minimum:
+            text = f"{len(joins)} of {self.params.minimum} peers joined; the round waits"
+            again = SetTimer(self._key("join"), self.params.deadlines.join)
+            hints = [Send(peer, self._closed(WAITING)) for peer in joins if peer != mine]
+            return [again, Note(text), *hints]
+        return self._sign(joins)
+
+    def _sign(self, joins: dict[PeerId, Envelope]) -> list[Action]:
+        roster = make_roster(self.params, self.round, self.attempt, self.head, joins)
+        frame = encode(roster)
+        # One roster per attempt, also after a restart: a second one would be evidence against me.
+        self._guard.ballot(self.params.run, self.round, self.attempt, "roster", digest("roster", frame))
+        self._signed.add(self.attempt)
+        envelope = self._seal(roster)
+        dropped = [peer for peer in self._joins[self.attempt] if peer not in joins]
+        actions: list[Action] = [CancelTimer(self._key("join"))]
+        actions += [Send(peer, envelope) for peer in joins]
+        return actions + [Send(peer, self._closed(LAGGARD)) for peer in dropped]
+
+    def _closed(self, reason: int) -> Envelope:
+        later = self.attempt + 1 if reason in (SIGNED, LAGGARD) else max(self.attempt, 0)
+        return self._seal(Closed(self.round, later, reason, self.round, self.head))
+
+    def _key(self, name: str) -> TimerKey:
+        return (name, self.round, self.attempt)
+
+    def _seal(self, message: object) -> Envelope:
+        return seal(self._identity, self.params.run, self.round, message)

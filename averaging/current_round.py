@@ -1,0 +1,283 @@
+"""One round at one peer: its search for a roster, its cohort, its record, and the committee's decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from averaging.actions import Action, Note, Send, SetTimer, TimerKey
+from averaging.agreement import Agreement, Timeouts
+from averaging.attesting import Attestations
+from averaging.ballots import Ballot, Certificate, Decision, DecisionRequest, Gossip, Proposal
+from averaging.chain import Chain
+from averaging.cohort import Cohort
+from averaging.convening import Convening
+from averaging.guard import Guard
+from averaging.messages import Attest, Closed, Join, Roster
+from averaging.params import RunParams, honest_witness
+from averaging.record import LOSS_SCALE, ZERO, Record, Survivor
+from averaging.work import Apply, Decided, Joined, ParticipantAction, Train
+from dht.envelope import Envelope, seal
+from dht.errors import ProtocolError
+from dht.identity import Identity, PeerId
+
+_AGREEMENT = (Ballot, Proposal, Gossip, Decision, DecisionRequest)
+_EARLY_SIDS = 4 * 64
+"""Messages kept of sids whose roster has not reached me yet."""
+
+
+class CurrentRound:
+    """The round after the chain's head. `outcome` is set once the committee's decision is known here."""
+
+    def __init__(
+        self,
+        params: RunParams,
+        identity: Identity,
+        guard: Guard,
+        urandom: Callable[[int], bytes],
+        chain: Chain,
+        *,
+        can_join: bool,
+    ) -> None:
+        self.params, self.number = params, chain.head.round + 1
+        self._identity, self._guard, self._urandom, self._chain = identity, guard, urandom, chain
+        self.committee = chain.committee()
+        self.head = chain.head
+        self.convening: Convening | None = None
+        self.cohort: Cohort | None = None
+        self.outcome: tuple[Record, Certificate] | None = None
+        self._can_join = can_join
+        self._tokens: int | None = None
+        self._gone: set[PeerId] = set()
+        self._attested = Attestations(chain.head, chain.tally, self.committee)
+        self._early: list[tuple[PeerId, object, bytes]] = []
+        self._seen_agreeing: set[PeerId] = set()
+        self._agreeing = False
+        self._held: tuple[Record, Certificate] | None = None
+        self._applying = False
+        self.timers: dict[TimerKey, None] = {}
+        commit = params.deadlines.commit
+        self.agreement = Agreement(
+            params.run,
+            self.number,
+            self.committee,
+            identity,
+            chain.beacon,
+            guard,
+            Timeouts(propose=commit, prevote=commit / 3, precommit=commit / 3, growth=commit / 6, resend=commit / 3),
+            validate=self._attested.judge,
+            propose=self._attested.propose,
+        )
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def begin(self, newcomers: set[PeerId], gone: set[PeerId]) -> Sequence[ParticipantAction]:
+        """Start training and look for a roster, if my state is the head's; else only follow the decision."""
+        self._gone = set(gone)
+        if not self._can_join:
+            return []
+        self.convening = Convening(
+            self.params, self._identity, self.number, self._chain.beacon, self.committee, self._guard, self._urandom
+        )
+        self.convening.newcomers = set(newcomers)
+        return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])
+
+    @property
+    def engaged(self) -> bool:
+        """Whether I am in a roster of this round."""
+        return self.cohort is not None
+
+    def receive(self, sender: PeerId, envelope: Envelope, message: object, frame: bytes) -> Sequence[ParticipantAction]:
+        """A checked envelope of this round. Raises ProtocolError when its content is refused."""
+        if isinstance(message, _AGREEMENT):
+            return self._track(self._on_agreement(sender, envelope, message))
+        if isinstance(message, Attest):
+            self._attested.add(sender, message)
+            return self._track([*self.agreement.revalidate(), *self._after_agreement()])
+        if isinstance(message, Join):
+            return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
+        if isinstance(message, Closed):
+            return self._track(self.convening.receive_closed(sender, message) if self.convening else [])
+        if isinstance(message, Roster):
+            return self._track(self._on_roster(envelope))
+        if self.cohort is None or getattr(message, "sid", b"") != self.cohort.sid:
+            if len(self._early) < _EARLY_SIDS:
+                self._early.append((sender, message, frame))
+            return []
+        return self._track([*self.cohort.receive(sender, message, frame), *self.advance()])
+
+    def timeout(self, key: TimerKey) -> Sequence[ParticipantAction]:
+        """A timer of this round fired."""
+        self.timers.pop(key, None)
+        name = key[0]
+        if name.startswith("agree"):
+            return self._track([*self.agreement.timeout(key), *self._after_agreement()])
+        if name in ("join", "roster"):
+            return self._track(self.convening.timeout(key) if self.convening else [])
+        if name == "give-up":
+            return self._track(self._give_up())
+        if name == "fetch" and self._held is not None:
+            self.outcome = self._held
+            return []
+        if self.cohort is None:
+            return []
+        return self._track([*self.cohort.timeout(key), *self.advance()])
+
+    def trained(self, tokens: int) -> Sequence[ParticipantAction]:
+        """My update is ready."""
+        self._tokens = tokens
+        return self._track([*self.cohort.update_ready(tokens), *self.advance()]) if self.cohort else []
+
+    def applied(self, state_root: bytes, loss: float) -> Sequence[ParticipantAction]:
+        """The next state's root is known: attest the record that follows from it."""
+        cohort = self.cohort
+        if cohort is None or cohort.certified is None or self._attested.mine is not None:
+            return []
+        record = self._make_record(cohort, state_root, loss)
+        self._attested.mine = record
+        if self._held is not None:
+            self.outcome = self._held
+            return []
+        attest = Attest(self.number, record.hash())
+        self._attested.add(self._identity.peer_id, attest)
+        envelope = seal(self._identity, self.params.run, self.number, attest)
+        everybody = dict.fromkeys([*self.committee, *cohort.peers])
+        sends = [Send(peer, envelope) for peer in everybody if peer != self._identity.peer_id]
+        timer = SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit)
+        return self._track([*sends, timer, *self._agree()])
+
+    def suspect(self, peer: PeerId) -> Sequence[ParticipantAction]:
+        """A peer cannot be reached."""
+        self._gone.add(peer)
+        actions: list[ParticipantAction] = []
+        if self.cohort is not None:
+            actions += [*self.cohort.suspect(peer), *self.advance()]
+        elif self.convening is not None:
+            actions += self.convening.suspect(peer)
+        return self._track(actions)
+
+    def trust(self, peer: PeerId) -> None:
+        """A peer was heard."""
+        self._gone.discard(peer)
+        if self.convening is not None:
+            self.convening.trust(peer)
+        if self.cohort is not None:
+            self.cohort.trust(peer)
+
+    # --- roster and cohort --------------------------------------------------------------------------------------
+
+    def _on_roster(self, envelope: Envelope) -> Sequence[ParticipantAction]:
+        if self.convening is None or self.cohort is not None:
+            return []
+        roster = self.convening.receive_roster(envelope)
+        if roster is None or self.convening.secrets is None:
+            return []
+        self.cohort = Cohort(self.params, self._identity, roster, self.convening.secrets, self._guard, self._urandom)
+        give_up = SetTimer(("give-up", self.number, 0), self.params.deadlines.total)
+        actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers), give_up]
+        actions += self.cohort.start()
+        if self._tokens is not None:
+            actions += self.cohort.update_ready(self._tokens)
+        early, self._early = self._early, []
+        for sender, message, frame in early:
+            if getattr(message, "sid", b"") == self.cohort.sid:
+                try:
+                    actions += self.cohort.receive(sender, message, frame)
+                except ProtocolError as error:
+                    actions.append(Note(str(error), sender))
+        for peer in self._gone:
+            actions += self.cohort.suspect(peer)
+        return [*actions, *self.advance()]
+
+    def advance(self) -> Sequence[ParticipantAction]:
+        """Take what follows from the cohort's progress: apply its sums, or try again, or give the round up."""
+        cohort = self.cohort
+        if cohort is None:
+            return []
+        if cohort.failed is None:
+            if cohort.certified is not None and cohort.sums.complete and not self._applying:
+                self._applying = True
+                return [Apply(cohort.sid)]
+            return []
+        failed = cohort.failed
+        if failed.opened or self._guard.has_opened(self.params.run, self.number) is not None:
+            return self._give_up() if not self._attested.given_up else []
+        if self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
+            return self._give_up() if not self._attested.given_up else []
+        self.cohort = None
+        missing = tuple(peer for peer in failed.laggards if peer in cohort.peers)
+        return self._track(self.convening.begin(self.convening.attempt + 1, self.params.weight_cap, missing))
+
+    def _make_record(self, cohort: Cohort, state_root: bytes, loss: float) -> Record:
+        assert cohort.certified is not None
+        survivors = []
+        for i in cohort.certified.survivors:
+            chunks = len(cohort.duties.of(i)) if i in cohort.certified.reducers else 0
+            survivors.append(Survivor(cohort.peers[i], cohort.r3.manifests[i][0].tokens, chunks))
+        record = Record(
+            self.params.run,
+            self.number,
+            self.head.hash(),
+            False,
+            cohort.roster.attempt,
+            cohort.roster.digest,
+            cohort.sid,
+            cohort.sums.root(),
+            tuple(sorted(survivors, key=lambda survivor: bytes(survivor.peer))),
+            cohort.sums.lost,
+            max(0, min(round(loss * LOSS_SCALE), 2**32 - 1)),
+            state_root,
+            ZERO,
+        )
+        tally = self._chain.tally.apply(record)
+        return replace(record, tally_root=tally.root())
+
+    # --- decision -----------------------------------------------------------------------------------------------
+
+    def _on_agreement(self, sender: PeerId, envelope: Envelope, message: object) -> Sequence[ParticipantAction]:
+        actions: list[ParticipantAction] = list(self.agreement.receive(envelope))
+        if sender in self.committee and not isinstance(message, Decision | DecisionRequest):
+            self._seen_agreeing.add(sender)
+            if len(self._seen_agreeing) >= honest_witness(len(self.committee)) and not self._agreeing:
+                # Others are deciding without me: take part, and give up sooner if I am not aggregating myself.
+                actions += self._agree()
+                if self.cohort is None:
+                    actions.append(SetTimer(("give-up", self.number, 0), 3 * self.params.deadlines.commit))
+        return [*actions, *self._after_agreement()]
+
+    def _agree(self) -> list[Action]:
+        if self._agreeing:
+            return [*self.agreement.revalidate(), *self._after_agreement()]
+        self._agreeing = True
+        return [*self.agreement.start(), *self.agreement.revalidate(), *self._after_agreement()]
+
+    def _give_up(self) -> Sequence[ParticipantAction]:
+        self._attested.given_up = True
+        return self._agree()
+
+    def _after_agreement(self) -> list[Action]:
+        if self.agreement.decision is None or self.outcome is not None or self._held is not None:
+            return []
+        record, certificate = self.agreement.decision
+        cohort = self.cohort
+        sums_due = cohort is not None and cohort.sid == record.sid and cohort.failed is None
+        if not record.void and self._attested.mine is None and sums_due:
+            # The others were faster, and my sums are on their way: cheaper than fetching the whole state.
+            self._held = (record, certificate)
+            return [SetTimer(("fetch", self.number, 0), self.params.deadlines.sums)]
+        self.outcome = (record, certificate)
+        return []
+
+    def adoptable(self, record: Record) -> bool:
+        """Whether the certified record is the one whose state I computed myself."""
+        return not record.void and record == self._attested.mine
+
+    def decided(self, record: Record, certificate: Certificate) -> Decided:
+        """The report of this round's end."""
+        return Decided(record, certificate, self._identity.peer_id in record.members())
+
+    def _track(self, actions: Sequence[ParticipantAction]) -> Sequence[ParticipantAction]:
+        for action in actions:
+            if isinstance(action, SetTimer):
+                self.timers[action.key] = None
+        return actions

@@ -1,0 +1,341 @@
+"""A peer's part in a run as one state machine: found, catch up, join, aggregate, decide, and on to the next round.
+
+It owns the chain, the current round's convening, cohort and agreement, and routes messages to them. It does no
+I/O: the driver carries out the actions (`averaging.work`) and calls back. The same code runs over libp2p and, by
+the thousand, in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.ballots import Ballot, Decision, DecisionRequest, Gossip, Proposal
+from averaging.bulk import Chunk
+from averaging.chain import Chain, ChainRequest, ChainSegment
+from averaging.cohort import Cohort
+from averaging.current_round import CurrentRound
+from averaging.guard import Guard
+from averaging.mailbox import Mailbox
+from averaging.messages import Closed, Join, Knock, Missing
+from averaging.params import RunParams
+from averaging.record import Record, found
+from averaging.work import Commit, FetchState, ParticipantAction
+from dht.envelope import Envelope, seal
+from dht.errors import ProtocolError, Refusal
+from dht.identity import Identity, PeerId
+from dht.wire import decode_as
+
+KNOCK_SECONDS = 1.0
+_KNOCK: TimerKey = ("knock", 0, 0)
+_FOUND: TimerKey = ("found", 0, 0)
+_KNOCKED_PEERS = 8
+_FOLLOWED_ROUNDS = 3
+
+
+class Participant:
+    """One peer. `chain` is None before the founding is known; `state_round` is the round whose state it holds."""
+
+    def __init__(
+        self,
+        params: RunParams,
+        identity: Identity,
+        guard: Guard,
+        urandom: Callable[[int], bytes],
+        genesis_root: bytes,
+        chain: Chain | None = None,
+        state_round: int | None = None,
+    ) -> None:
+        self.params, self.chain, self.state_round = params, chain, state_round
+        self._identity, self._guard, self._urandom = identity, guard, urandom
+        self._genesis_root = genesis_root
+        self._known: dict[PeerId, None] = {}
+        self._knockers: dict[PeerId, int] = {}
+        self._gone: set[PeerId] = set()
+        self._mailbox = Mailbox()
+        self._fetching: int | None = None
+        self.current: CurrentRound | None = None
+        self.previous: Cohort | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who I am."""
+        return self._identity.peer_id
+
+    @property
+    def round(self) -> int:
+        """The round that is being decided; 0 before the founding."""
+        return self.chain.head.round + 1 if self.chain else 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether I hold the state of the chain's head."""
+        return self.chain is not None and self.state_round is not None and self._state_is(self.chain.head)
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[ParticipantAction]:
+        """Begin: catch up if I hold a chain, else knock at the founder's door."""
+        actions: list[ParticipantAction] = [SetTimer(_KNOCK, KNOCK_SECONDS), *self._knock()]
+        if self.chain is not None:
+            actions += self._resume()
+        elif self.peer_id == self.params.founder:
+            self._knockers[self.peer_id] = 0
+        return actions + self._maybe_found()
+
+    def learned(self, peers: list[PeerId]) -> list[ParticipantAction]:
+        """Addresses of these peers are known now (discovery, address book)."""
+        fresh = [peer for peer in peers if peer != self.peer_id and peer not in self._known]
+        self._known.update(dict.fromkeys(fresh))
+        return self._knock(fresh) if fresh and not self._busy() else []
+
+    def receive(self, sender: PeerId, frame: bytes | memoryview) -> list[ParticipantAction]:
+        """A frame from the transport's authenticated `sender`. Raises ProtocolError when it is refused."""
+        envelope = decode_as(Envelope, frame)
+        signer = envelope.check(self.params.run)
+        if signer != sender:
+            raise ProtocolError(Refusal.WRONG_SENDER, f"{sender.short} delivered a message of {signer.short}")
+        return self._handle(sender, envelope, bytes(frame))
+
+    def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[ParticipantAction]:
+        """A bulk frame. Raises ProtocolError when it is refused."""
+        cohort = self.cohort(chunk.sid)
+        if cohort is None:
+            raise ProtocolError(Refusal.STALE, "a chunk of an unknown sid")
+        actions = cohort.receive_chunk(sender, chunk)
+        return [*actions, *self._after_cohort(cohort)]
+
+    def timeout(self, key: TimerKey) -> list[ParticipantAction]:
+        """A timer fired."""
+        if key == _KNOCK:
+            idle = [] if self._busy() else self._knock()
+            return [SetTimer(_KNOCK, KNOCK_SECONDS), *idle]
+        if key == _FOUND:
+            return self._maybe_found(late=True)
+        if self.current is None or key[1] != self.current.number:
+            return []
+        return [*self.current.timeout(key), *self._after()]
+
+    def trained(self, round_: int, tokens: int) -> list[ParticipantAction]:
+        """Local training for this round is over; the update is worth `tokens`."""
+        if self.current is None or self.current.number != round_:
+            return []
+        return [*self.current.trained(tokens), *self._after()]
+
+    def uploaded(self, sid: bytes) -> list[ParticipantAction]:
+        """The work of an `Upload` is done."""
+        cohort = self.cohort(sid)
+        return [*cohort.uploaded(), *self._after_cohort(cohort)] if cohort else []
+
+    def reduced(self, sid: bytes, chunks: tuple[int, ...]) -> list[ParticipantAction]:
+        """The work of a `Reduce` is done."""
+        cohort = self.cohort(sid)
+        return [*cohort.reduced(chunks), *self._after_cohort(cohort)] if cohort else []
+
+    def applied(self, sid: bytes, state_root: bytes, loss: float) -> list[ParticipantAction]:
+        """The work of an `Apply` is done: the next state's root and the survivors' public mean training loss."""
+        if self.current is None or self.current.cohort is None or self.current.cohort.sid != sid:
+            return []
+        return [*self.current.applied(state_root, loss), *self._after()]
+
+    def holds(self, round_: int) -> list[ParticipantAction]:
+        """The state of this round is mine now, on disk (after `Commit` or `FetchState`)."""
+        self.state_round = max(round_, self.state_round or 0)
+        if self._fetching == round_:
+            self._fetching = None
+        return self._resume()
+
+    def fetch_failed(self, round_: int) -> list[ParticipantAction]:
+        """No donor gave that state. Ask around for a newer head, and try again."""
+        if self._fetching == round_:
+            self._fetching = None
+        return [*self._knock(), *self._resume()]
+
+    def suspect(self, peer: PeerId) -> list[ParticipantAction]:
+        """The driver tried and could not reach this peer."""
+        self._gone.add(peer)
+        return [*self.current.suspect(peer), *self._after()] if self.current else []
+
+    def trust(self, peer: PeerId) -> None:
+        """This peer was heard."""
+        self._gone.discard(peer)
+        if self.current is not None:
+            self.current.trust(peer)
+
+    def cohort(self, sid: bytes) -> Cohort | None:
+        """The current or the previous round's cohort, by sid."""
+        current = self.current.cohort if self.current else None
+        return next((c for c in (current, self.previous) if c is not None and c.sid == sid), None)
+
+    # --- routing ------------------------------------------------------------------------------------------------
+
+    def _handle(self, sender: PeerId, envelope: Envelope, frame: bytes) -> list[ParticipantAction]:
+        self.trust(sender)
+        message = envelope.message()
+        if isinstance(message, Knock):
+            return self._on_knock(sender, message)
+        if isinstance(message, ChainSegment):
+            return self._on_segment(message)
+        if isinstance(message, ChainRequest):
+            return [Send(sender, self._seal(self.chain.segment(message.after_round)))] if self.chain else []
+        if self.chain is None:
+            self._mailbox.keep(sender, envelope, frame, 0)
+            return []
+        if envelope.round < self.round:
+            return self._on_stale(sender, envelope.round, message, frame)
+        if envelope.round > self.round or self.current is None:
+            self._mailbox.keep(sender, envelope, frame, self.round)
+            behind = envelope.round > self.round and not isinstance(message, Closed)
+            return [Send(sender, self._seal(ChainRequest(self.round - 1)))] if behind else []
+        return [*self.current.receive(sender, envelope, message, frame), *self._after()]
+
+    def _on_stale(self, sender: PeerId, round_: int, message: object, frame: bytes) -> list[ParticipantAction]:
+        """Who still works on a decided round gets its outcome; sums of the last round can still be had."""
+        assert self.chain is not None
+        if isinstance(message, Missing) and self.previous is not None and message.sid == self.previous.sid:
+            return list(self.previous.receive(sender, message, frame))
+        if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest) and round_ > 0:
+            decision = self.chain.decision(round_)
+            return [Send(sender, self._seal(decision, round_))] if decision else []
+        if isinstance(message, Decision):
+            return []
+        raise ProtocolError(Refusal.STALE, f"{type(message).__name__} of round {round_}")
+
+    def _on_knock(self, sender: PeerId, message: Knock) -> list[ParticipantAction]:
+        if self.chain is None:
+            if self.peer_id != self.params.founder:
+                return []
+            self._knockers[sender] = 0
+            return self._maybe_found()
+        self._knockers[sender] = self.round
+        if self.current is not None and self.current.convening is not None:
+            self.current.convening.newcomers.add(sender)
+        behind = message.known < self.round
+        return [Send(sender, self._seal(self.chain.segment(max(message.known - 1, 0))))] if behind else []
+
+    def _on_segment(self, message: ChainSegment) -> list[ParticipantAction]:
+        if self.chain is None:
+            self.chain = Chain(self.params.run, self.params.founder, message.founding)
+            if self.state_round is None and self.chain.head.state_root == self._genesis_root:
+                self.state_round = 0
+        before = self.chain.head.round
+        self.chain.extend(message)
+        if self.current is not None and self.chain.head.round > before:
+            self._close()
+        actions = self._resume()
+        if self.chain.head.round < message.head_round:
+            actions += self._knock()
+        return actions
+
+    # --- founding -----------------------------------------------------------------------------------------------
+
+    def _maybe_found(self, *, late: bool = False) -> list[ParticipantAction]:
+        """The founder signs the first committee once enough peers knocked, and does nothing else ever."""
+        if self.chain is not None or self.peer_id != self.params.founder:
+            return []
+        enough = len(self._knockers) >= max(self.params.genesis_peers, self.params.minimum)
+        if not enough:
+            text = f"{len(self._knockers)} of {self.params.genesis_peers} peers are here for the founding"
+            return [Note(text)]
+        if not late and len(self._knockers) < self.params.target:
+            # A short grace, so that peers who start together are founded together.
+            return [SetTimer(_FOUND, KNOCK_SECONDS)]
+        members = tuple(self._knockers)
+        envelope = found(self._identity, self.params.run, members, self._genesis_root, self._urandom(32))
+        self._guard.ballot(self.params.run, 0, 0, "founding", envelope.signed_digest())
+        self.chain = Chain(self.params.run, self.params.founder, envelope)
+        self.state_round = 0
+        segment = self._seal(self.chain.segment(0))
+        self._knockers.clear()
+        return [*[Send(peer, segment) for peer in members if peer != self.peer_id], *self._resume()]
+
+    def _knock(self, peers: list[PeerId] | None = None) -> list[ParticipantAction]:
+        if self.chain is None:
+            targets = dict.fromkeys([self.params.founder, *(peers or self._known)])
+        else:
+            targets = dict.fromkeys([*self.chain.committee(), *(peers or self._known)])
+        targets.pop(self.peer_id, None)
+        chosen = [peer for peer in targets if peer not in self._gone] or list(targets)
+        head = self.chain.beacon if self.chain else bytes(32)
+        message = self._seal(Knock(self.round, head))
+        return [Send(peer, message) for peer in chosen[:_KNOCKED_PEERS]]
+
+    def _busy(self) -> bool:
+        """Whether I am in a roster, or waiting in an open one, so that nobody needs to be told about me."""
+        return self.current is not None and self.current.engaged
+
+    # --- rounds -------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> list[ParticipantAction]:
+        """Go on from what I hold: fetch the head's state if it is not mine, else begin the next round."""
+        assert self.chain is not None
+        head = self.chain.head
+        if self.state_round is not None and self._state_is(head):
+            return self._begin() if self.current is None else []
+        if self._fetching == head.round:
+            return self._begin() if self.current is None else []
+        self._fetching = head.round
+        source = self._source(head)
+        donors = tuple(peer for peer in dict.fromkeys([*source.members(), *self._known]) if peer != self.peer_id)
+        actions: list[ParticipantAction] = [FetchState(head, donors)]
+        return actions + (self._begin() if self.current is None else [])
+
+    def _state_is(self, head: Record) -> bool:
+        """Whether the state I hold is the head's; void rounds in between change nothing."""
+        assert self.chain is not None
+        assert self.state_round is not None
+        return self.chain.record(min(self.state_round, head.round)).state_root == head.state_root
+
+    def _source(self, head: Record) -> Record:
+        """The record whose survivors computed the head's state."""
+        assert self.chain is not None
+        return self.chain.tip.electors if head.void else head
+
+    def _begin(self) -> list[ParticipantAction]:
+        assert self.chain is not None
+        held = self._state_is(self.chain.head) if self.state_round is not None else False
+        self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain, can_join=held)
+        newcomers = {peer for peer, seen in self._knockers.items() if seen + 1 >= self.round}
+        self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
+        actions: list[ParticipantAction] = list(self.current.begin(newcomers - set(self.chain.committee()), self._gone))
+        for sender, envelope, frame in self._mailbox.take(self.round):
+            try:
+                actions += self.current.receive(sender, envelope, envelope.message(), frame)
+            except ProtocolError as error:
+                actions.append(Note(str(error), sender))
+        return actions + self._after()
+
+    def _after_cohort(self, cohort: Cohort) -> list[ParticipantAction]:
+        if self.current is None or cohort is not self.current.cohort:
+            return []
+        return [*self.current.advance(), *self._after()]
+
+    def _after(self) -> list[ParticipantAction]:
+        """If the committee has decided: extend the chain, tell who follows, adopt or fetch the state, go on."""
+        current, chain = self.current, self.chain
+        if current is None or chain is None or current.outcome is None:
+            return []
+        record, certificate = current.outcome
+        chain.append(record, certificate)
+        decision = chain.decision(record.round)
+        assert decision is not None
+        actions: list[ParticipantAction] = [current.decided(record, certificate)]
+        followers = set(self._knockers) - set(current.committee)
+        actions += [Send(peer, self._seal(decision, record.round)) for peer in sorted(followers)]
+        adopt = current.adoptable(record)
+        sid = current.cohort.sid if current.cohort else b""
+        actions += self._close()
+        if adopt:
+            return [*actions, Commit(record, certificate, sid)]
+        return [*actions, *self._resume()]
+
+    def _close(self) -> list[ParticipantAction]:
+        assert self.current is not None
+        timers = [CancelTimer(key) for key in self.current.timers]
+        if self.current.cohort is not None:
+            self.previous = self.current.cohort
+        self.current = None
+        return list(timers)
+
+    def _seal(self, message: object, round_: int = 0) -> Envelope:
+        return seal(self._identity, self.params.run, round_, message)
