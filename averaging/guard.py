@@ -14,7 +14,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,7 +23,7 @@ from dht.errors import ProtocolError, Refusal, StorageError
 Kind = Literal["a", "b"]
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS vote (position INTEGER PRIMARY KEY, sid BLOB NOT NULL UNIQUE, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS vote (sid BLOB PRIMARY KEY, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS opened (run BLOB, round INTEGER, sid BLOB NOT NULL UNIQUE, PRIMARY KEY (run, round));
 CREATE TABLE IF NOT EXISTS release (sid BLOB, member INTEGER, kind TEXT NOT NULL, PRIMARY KEY (sid, member));
 CREATE TABLE IF NOT EXISTS ballot
@@ -72,7 +72,7 @@ class Guard(Protocol):
         ...
 
     def prune(self, before_round: int) -> None:
-        """Forget rounds before this one, and refuse promises in them from now on."""
+        """Forget the promises of rounds before this one, and refuse any in them from now on."""
         ...
 
 
@@ -91,8 +91,12 @@ class SqliteGuard:
             raise StorageError(f"cannot open the guard {path}: {error}", remedy="check disk space and owner") from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; the guard cannot be used any more."""
         self._db.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -103,7 +107,7 @@ class SqliteGuard:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException as error:
-                if self._db.in_transaction:
+                with suppress(sqlite3.Error):  # a full disk may have rolled back already
                     self._db.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
                     raise StorageError(
@@ -115,7 +119,10 @@ class SqliteGuard:
     def vote(self, sid: bytes, digest: bytes) -> None:
         """See `Guard.vote`."""
         with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO vote (sid, digest) VALUES (?, ?)", (sid, digest))
+            row = db.execute("SELECT round FROM opened WHERE sid = ?", (sid,)).fetchone()
+            if row is not None:
+                self._refuse_pruned(db, row[0])
+            db.execute("INSERT OR IGNORE INTO vote VALUES (?, ?)", (sid, digest))
             (kept,) = db.execute("SELECT digest FROM vote WHERE sid = ?", (sid,)).fetchone()
             if kept != digest:
                 raise GuardRefusedError("another survivor set was signed for this sid")
@@ -134,8 +141,10 @@ class SqliteGuard:
         if not set(choices.values()) <= {"a", "b"}:
             raise ValueError("a share is of kind 'a' or 'b'")
         with self._transaction() as db:
-            if db.execute("SELECT 1 FROM opened WHERE sid = ?", (sid,)).fetchone() is None:
+            row = db.execute("SELECT round FROM opened WHERE sid = ?", (sid,)).fetchone()
+            if row is None:
                 raise GuardRefusedError("no round was opened under this sid")
+            self._refuse_pruned(db, row[0])
             for member, kind in sorted(choices.items()):
                 db.execute("INSERT OR IGNORE INTO release (sid, member, kind) VALUES (?, ?, ?)", (sid, member, kind))
                 query = "SELECT kind FROM release WHERE sid = ? AND member = ?"
@@ -166,13 +175,12 @@ class SqliteGuard:
         return self._one("SELECT blob FROM lock WHERE run = ? AND round = ?", (run, round_))
 
     def prune(self, before_round: int) -> None:
-        """See `Guard.prune`. Rounds go forward, so votes cast before a forgotten round's vote are forgotten too."""
+        """See `Guard.prune`. Which sid opened which round stays (70 bytes a round): it is what marks a sid as over."""
         with self._transaction() as db:
-            old = "(SELECT sid FROM opened WHERE round < ?)"
-            last = f"(SELECT MAX(position) FROM vote WHERE sid IN {old})"
-            db.execute(f"DELETE FROM vote WHERE position <= {last}", (before_round,))
-            db.execute(f"DELETE FROM release WHERE sid IN {old}", (before_round,))
-            for table in ("opened", "ballot", "lock"):
+            for table in ("vote", "release"):
+                query = f"DELETE FROM {table} WHERE sid IN (SELECT sid FROM opened WHERE round < ?)"
+                db.execute(query, (before_round,))
+            for table in ("ballot", "lock"):
                 db.execute(f"DELETE FROM {table} WHERE round < ?", (before_round,))
             floor = "INSERT INTO pruned VALUES (0, ?) ON CONFLICT DO UPDATE SET before_round = MAX(before_round, ?)"
             db.execute(floor, (before_round, before_round))

@@ -8,6 +8,7 @@ eight 32-bit words of public sums (`averaging.trailer`).
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -95,7 +96,7 @@ class Layout:
 
     def chunk_bytes(self, chunk: int) -> int:
         """Bytes of a chunk on the wire."""
-        return self.words(chunk) * self.dtype(chunk).itemsize
+        return self.words(chunk) * int(self.dtype(chunk).itemsize)
 
     def zeros(self, chunk: int) -> RingArray:
         """A zeroed array for a chunk, the trailer included."""
@@ -109,7 +110,10 @@ class Layout:
         chunk, so it prolongs a run and never makes a member a reducer that has none. Exact, so all agree.
         Raises ValueError for no members, a negative or non-finite fraction, or all fractions zero.
         """
-        loads = [Fraction(1)] * members if fractions is None else [Fraction(f) for f in fractions]
+        given = [1.0] * members if fractions is None else fractions
+        if not all(math.isfinite(load) for load in given):
+            raise ValueError("fractions must be finite")
+        loads = [Fraction(load) for load in given]
         total = sum(loads, Fraction(0))
         if len(loads) != members or total <= 0 or min(loads) < 0:
             raise ValueError(f"fractions of {members} members must be non-negative and not all zero")

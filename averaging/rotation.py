@@ -24,8 +24,8 @@ SIDE = 64
 _SIGN_BYTES = BLOCK // 8
 _SHIFTS = np.arange(31, -1, -1, dtype=np.uint32)[:, None]
 _TOP_BIT = np.uint32(1 << 31)
-# Integer butterflies run on pieces that stay in the first-level cache.
-_PIECE_BLOCKS = 2
+# Integer butterflies run on pieces that stay in the second-level cache.
+_PIECE_BLOCKS = 8
 
 Float32Array = npt.NDArray[np.float32]
 IntegerArray = npt.NDArray[np.signedinteger[Any]]

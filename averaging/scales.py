@@ -40,11 +40,15 @@ def levels(ring_bits: int, members: int) -> int:
 
 
 def kappa(ring_bits: int, members: int) -> float:
-    """Clip in units of a block's rms, where clipping and rounding errors of a Gaussian balance (see decisions/0003)."""
+    """Clip in units of a block's rms: where rounding error meets clipping error, as measured (decisions/0003).
+
+    With many levels a wide clip costs nothing that matters and leaves room for members above the rms.
+    """
     top = levels(ring_bits, members)
-    if top >= 256:
-        return 6.0
-    return 4.0 if top >= 31 else 3.0
+    for least, clip in ((256, 8.0), (31, 3.5), (15, 3.0), (3, 2.5)):
+        if top >= least:
+            return clip
+    return 2.0
 
 
 def initial_scales(layout: Layout, learning_rate: float, local_steps: int) -> Float32Array:

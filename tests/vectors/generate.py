@@ -1,0 +1,142 @@
+"""Golden vectors of the kernels: `python tests/vectors/generate.py` rewrites the JSON files beside it.
+
+Inputs are SHAKE-256 streams of a label, so another implementation can rebuild them. The tests compare what the code
+computes now with the files: a difference is a change of protocol.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from hashlib import sha256, shake_256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from averaging import encoding, keys, masking, scales, sealing, shamir
+from averaging.layout import BLOCK, RING_DTYPES, Layout
+from averaging.rotation import Rotation
+
+HERE = Path(__file__).parent
+
+
+def stream(label: str, size: int) -> bytes:
+    """`size` reproducible bytes."""
+    return shake_256(label.encode()).digest(size)
+
+
+def _array(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return {"head": little[:8].tobytes().hex(), "sha256": sha256(little.tobytes()).hexdigest()}
+
+
+def shamir_vectors() -> list[dict[str, Any]]:
+    """Shares of a seed for several thresholds."""
+    rows = []
+    for threshold, count in ((1, 1), (2, 3), (7, 8), (14, 16), (56, 64)):
+        secret = stream(f"secret {threshold}/{count}", 31)
+        shares = shamir.split(secret, threshold, count, lambda n, t=threshold: stream(f"noise {t}", n))
+        rows.append({"secret": secret.hex(), "threshold": threshold, "shares": [share.hex() for share in shares]})
+    return rows
+
+
+def keys_vectors() -> dict[str, Any]:
+    """Two members' keys, what they share, and a sealed share."""
+    sid = stream("sid", 32)
+    one, two = (
+        keys.MemberSecrets(*(stream(f"{who} {part}", 32 if part == "e" else 31) for part in "abre")) for who in "12"
+    )
+    pair = keys.pair_key(one.mask_private, two.public().mask_key, sid, 0, 1)
+    plaintext = stream("plaintext", 96)
+    return {
+        "sid": sid.hex(),
+        "members": [
+            {
+                "seeds": {part: getattr(member, part).hex() for part in "abre"},
+                "mask_key": member.public().mask_key.hex(),
+                "share_key": member.public().share_key.hex(),
+                "self_commitment": member.public().self_commitment.hex(),
+                "audit_commitment": member.public().audit_commitment.hex(),
+                "self_key": keys.self_key(member.b, sid).hex(),
+            }
+            for member in (one, two)
+        ],
+        "pair_key_0_1": pair.hex(),
+        "plaintext": plaintext.hex(),
+        "sealed_0_1": sealing.seal_shares(one.share_private, two.public().share_key, sid, 0, 1, plaintext).hex(),
+    }
+
+
+def masking_vectors() -> list[dict[str, Any]]:
+    """A zero chunk after one mask, for each ring."""
+    rows = []
+    for ring_bits in (8, 16, 32):
+        for chunk, sign, words in ((0, 1, 4096), (3, -1, 70_000), (2**32 + 5, 1, 8)):
+            ring = np.zeros(words, RING_DTYPES[ring_bits])
+            key = stream(f"mask {ring_bits}", 16)
+            masking.add_stream(key, chunk, ring, sign)
+            row = {"key": key.hex(), "ring_bits": ring_bits, "chunk": chunk, "sign": sign, "words": words}
+            rows.append({**row, **_array(ring)})
+    return rows
+
+
+def rotation_vectors() -> list[dict[str, Any]]:
+    """`D H a` of integer blocks, for each width and at several block numbers."""
+    rows = []
+    seed = stream("sign seed", 32)
+    for dtype in ("i1", "<i2", "<i4"):
+        for first_block, blocks in ((0, 1), (7, 3), (2**20, 9)):
+            size = blocks * BLOCK * np.dtype(dtype).itemsize
+            integers = np.frombuffer(stream(f"integers {dtype} {first_block}", size), dtype)
+            rotated = Rotation(seed).unrotate_integers(integers, first_block)
+            row = {"seed": seed.hex(), "input": dtype, "first_block": first_block, "blocks": blocks}
+            rows.append({**row, "output": rotated.dtype.str, **_array(rotated)})
+    return rows
+
+
+def encoding_vectors() -> list[dict[str, Any]]:
+    """Quantised values, decoded sums, block energies and the next clips."""
+    rows = []
+    for ring_bits, members in ((8, 5), (16, 8), (32, 64)):
+        layout = Layout(4 * BLOCK - 77, ring_bits, 3 * BLOCK)
+        clips = np.array([0.5, 0.25, 1.0, 0.125], np.float32)
+        decoder = encoding.Decoder(layout, members, clips, stream("sign seed", 32))
+        summed = np.frombuffer(stream(f"sum {ring_bits}", 3 * BLOCK * ring_bits // 8), RING_DTYPES[ring_bits])
+        energies = np.append(decoder.block_energies(summed), scales.UNKNOWN)
+        following = scales.next_scales(layout, members, clips, energies, members - 1, 0.01)
+        x = np.frombuffer(stream("x", 3 * BLOCK * 2), "<i2").astype(np.float32) / np.float32(2**15)
+        quantised = layout.zeros(0)
+        factors = decoder.levels / clips[:3].astype(np.float64)
+        encoding.quantise(x, factors, decoder.levels, stream("dither", 16), 0, quantised)
+        rows.append(
+            {
+                "ring_bits": ring_bits,
+                "members": members,
+                "levels": decoder.levels,
+                "quantised": _array(quantised),
+                "decoded": _array(decoder.decode_chunk(0, summed, 2.75)),
+                "energies": energies.tolist(),
+                "next_scales": following.tobytes().hex(),
+            }
+        )
+    return rows
+
+
+VECTORS: dict[str, Callable[[], Any]] = {
+    "shamir": shamir_vectors,
+    "keys": keys_vectors,
+    "masking": masking_vectors,
+    "rotation": rotation_vectors,
+    "encoding": encoding_vectors,
+}
+
+
+def main() -> None:
+    """Rewrite the files."""
+    for name, make in VECTORS.items():
+        (HERE / f"{name}.json").write_text(json.dumps(make(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
