@@ -6,6 +6,7 @@ memory on a CPU (each parameter becomes a view into it), so an update can be rea
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,7 @@ def build_model(manifest: Manifest) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
+    quiet_without_terminal()
     choice = manifest.model
     try:
         if choice.config:
@@ -44,6 +46,14 @@ def build_model(manifest: Manifest) -> PreTrainedModel:
         where = f"model {choice.hub or choice.path}" if not choice.config else "model of [model] config"
         raise ConfigError(f"cannot make the {where}: {first}", remedy="check [model] in the manifest") from error
     return cast("PreTrainedModel", model)
+
+
+def quiet_without_terminal() -> None:
+    """Turn off transformers' progress bars where they would fill a log file."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def _new_model(config: dict[str, Any], seed: int) -> PreTrainedModel:
