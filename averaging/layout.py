@@ -88,7 +88,7 @@ class Layout:
         if chunk == self.trailer:
             return TRAILER_WORDS
         part = self.slice(chunk)
-        return part.stop - part.start
+        return int(part.stop - part.start)
 
     def dtype(self, chunk: int) -> np.dtype[Any]:
         """Little-endian unsigned dtype of a chunk; the trailer is always 32 bits wide."""

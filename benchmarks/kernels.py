@@ -16,6 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from averaging.encoding import Decoder, Encoder, quantise
+from averaging.layout import Layout
+from averaging.masking import Masker, unmask
+from averaging.rotation import Rotation
 from benchmarks.report import report
 
 
@@ -32,9 +36,6 @@ def milliseconds(work: Callable[[], object], runs: int) -> float:
 
 def rows(parameters: int, members: int, ring_bits: int, runs: int) -> list[dict[str, Any]]:
     """One row per kernel."""
-    from averaging.encoding import Decoder, Encoder, quantise
-    from averaging.layout import Layout
-    from averaging.masking import Masker, unmask
 
     layout = Layout(parameters, ring_bits)
     chunks = range(layout.chunks)
@@ -42,7 +43,8 @@ def rows(parameters: int, members: int, ring_bits: int, runs: int) -> list[dict[
     update = rng.standard_normal(parameters, dtype=np.float32)
     scales = np.full(layout.blocks, 6.0, np.float32)
     seed, key = os.urandom(32), os.urandom(16)
-    encoder, decoder, rotation = (made(layout, members, scales, seed) for made in (Encoder, Decoder, _rotation))
+    encoder, decoder = Encoder(layout, members, scales, seed), Decoder(layout, members, scales, seed)
+    rotation = Rotation(seed)
     pair_keys = {j: os.urandom(16) for j in range(members) if j != members // 2}
     masker = Masker(seed, members // 2, key, pair_keys)
     rings = [layout.zeros(c) for c in chunks]
@@ -98,12 +100,6 @@ def rows(parameters: int, members: int, ring_bits: int, runs: int) -> list[dict[
         ring[:] = rng.integers(0, 100, ring.size)
     shared = {"parameters": parameters, "members": members, "ring_bits": ring_bits}
     return [{"kernel": name, **shared, "cpu_ms": milliseconds(work, runs)} for name, work in kernels.items()]
-
-
-def _rotation(_layout: object, _members: int, _scales: object, seed: bytes) -> Any:
-    from averaging.rotation import Rotation
-
-    return Rotation(seed)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ OUT = Path(__file__).parent / "out"
 
 def machine() -> dict[str, Any]:
     """Facts that a reader needs to compare rows: processor, cores, load, versions."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("numpy", "torch", "cryptography", "hivemind"):
         try:
             versions[package] = metadata.version(package)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256, shake_256
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def shamir_vectors() -> list[dict[str, Any]]:
     rows = []
     for threshold, count in ((1, 1), (2, 3), (7, 8), (14, 16), (56, 64)):
         secret = stream(f"secret {threshold}/{count}", 31)
-        shares = shamir.split(secret, threshold, count, lambda n, t=threshold: stream(f"noise {t}", n))
+        shares = shamir.split(secret, threshold, count, partial(stream, f"noise {threshold}"))
         rows.append({"secret": secret.hex(), "threshold": threshold, "shares": [share.hex() for share in shares]})
     return rows
 
