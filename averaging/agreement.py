@@ -138,10 +138,11 @@ class Agreement:
     def receive(self, envelope: Envelope) -> list[Action]:
         """Take a message from anybody, relayed by anybody.
 
-        Raises ProtocolError when it is forged, malformed, foreign or of another round; nothing of it is kept then.
+        Raises ProtocolError when it is forged, malformed, foreign or of another round. Of a gossip, what came before
+        the bad part is kept, since each part proves itself.
         StorageError from the guard leaves the machine as it was before the vote that could not be written.
         """
-        if self.decision is not None and envelope.body[0] in _VOTING_TAGS:
+        if self._box.holds(envelope) or (self.decision is not None and envelope.body[0] in _VOTING_TAGS):
             return []
         sender = envelope.check(self.run)
         if envelope.round != self.round:
@@ -377,14 +378,14 @@ class Agreement:
 
     def _take(self, envelope: Envelope) -> None:
         """Check and store a ballot or proposal; `envelope` may come from anybody."""
+        if self._box.holds(envelope):
+            return
         body = envelope.message()
         index = self.committee.index(envelope.sender)
         if index is None:
             raise ProtocolError(Refusal.NOT_A_MEMBER, "a vote from outside the committee")
         if not isinstance(body, Ballot | Proposal):
             raise ProtocolError(Refusal.UNEXPECTED, f"{type(body).__name__} where a ballot or proposal was due")
-        if self._box.holds(envelope, body, index):
-            return
         self.committee.check_vote(envelope, body)
         if isinstance(body, Ballot):
             accusation = self._box.add_ballot(index, body, envelope)

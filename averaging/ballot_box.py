@@ -40,6 +40,7 @@ class BallotBox:
         self._current = 0
         self._logs: dict[int, ViewLog] = {}
         self._records: dict[bytes, tuple[int, Record]] = {}
+        self._stored: dict[Envelope, int] = {}
         self._furthest: dict[int, tuple[int, Envelope]] = {}
         self.evidence: dict[tuple[int, str], Evidence] = {}
 
@@ -59,6 +60,7 @@ class BallotBox:
         """Forget views that are too far behind `view`, and the records that only they named."""
         self._current = view
         self._logs = {v: log for v, log in self._logs.items() if self.keeps(v)}
+        self._stored = {envelope: v for envelope, v in self._stored.items() if self.keeps(v)}
         self._records = {value: entry for value, entry in self._records.items() if self.keeps(entry[0])}
 
     def record(self, value: bytes) -> Record | None:
@@ -78,6 +80,7 @@ class BallotBox:
         log = self._logs.setdefault(proposal.view, ViewLog())
         if log.proposal is None:
             log.proposal = (proposal, envelope)
+            self._stored[envelope] = proposal.view
             self.add_record(proposal.view, proposal.value, record)
         elif log.proposal[1].body != envelope.body:
             return self._accuse(proposer, "proposal", log.proposal[1], envelope)
@@ -92,17 +95,15 @@ class BallotBox:
         log = self._logs.setdefault(ballot.view, ViewLog())
         first = log.cast[ballot.kind].setdefault(index, envelope)
         if first is envelope:
+            self._stored[envelope] = ballot.view
             log.votes[ballot.kind].setdefault(ballot.value, {})[index] = envelope.signature
         elif first.body != envelope.body:
             return self._accuse(index, KIND_NAMES[ballot.kind], first, envelope)
         return None
 
-    def holds(self, envelope: Envelope, body: Ballot | Proposal, index: int) -> bool:
-        """Whether exactly this message is already stored, so that it need not be checked again."""
-        log = self.log(body.view)
-        if isinstance(body, Proposal):
-            return log.proposal is not None and log.proposal[1] == envelope
-        return log.cast[body.kind].get(index) == envelope
+    def holds(self, envelope: Envelope) -> bool:
+        """Whether exactly this message is already stored: repeats are the most of what arrives."""
+        return envelope in self._stored
 
     def reached(self, count: int) -> tuple[int, tuple[Envelope, ...]] | None:
         """The highest view that at least `count` members cast ballots in or beyond, and ballots that show it."""
