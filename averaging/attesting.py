@@ -1,19 +1,21 @@
 """What a member thinks of a proposed record: its own result, others' attestations, or nothing yet.
 
 A committee member that took part in the aggregation trusts what it computed. One that did not (restarted, late)
-accepts a record that so many committee members attest that one of them is honest and computed it. A void record
-is acceptable only to who has given the round up, and never to who knows of such an attested record.
+accepts a record that a quorum of the committee attests: then more than a third are honest, computed it, and have
+its state on disk, so that a certified state can be fetched even if everybody loses power at once. A void record is
+acceptable only to who has given the round up, and never to who knows of such an attested record.
 """
 
 from __future__ import annotations
 
 from averaging.agreement import Verdict
 from averaging.messages import Attest
-from averaging.params import honest_witness
-from averaging.record import Record, check_successor, void_record
+from averaging.certificate import quorum
+from averaging.record import Record, check_successor, record_hash, void_record
 from averaging.tally import Tally
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
+from dht.wire import decode_as
 
 
 class Attestations:
@@ -21,41 +23,43 @@ class Attestations:
 
     def __init__(self, head: Record, tally: Tally, committee: tuple[PeerId, ...]) -> None:
         self._head, self._tally, self._committee = head, tally, set(committee)
-        self._needed = honest_witness(len(committee))
+        self._needed = quorum(len(committee))
         self._of: dict[PeerId, bytes] = {}
+        self._records: dict[bytes, Record] = {}
         self.mine: Record | None = None
         self.given_up = False
 
     def add(self, sender: PeerId, attest: Attest) -> None:
-        """Count a member's one attestation. Raises ProtocolError (EQUIVOCATION)."""
-        if self._of.setdefault(sender, attest.record) != attest.record:
+        """Count a member's one attestation. Raises ProtocolError (EQUIVOCATION, or of the codec)."""
+        value = record_hash(attest.record)
+        if self._of.setdefault(sender, value) != value:
             raise ProtocolError(Refusal.EQUIVOCATION, "two attestations in one round")
+        self._records.setdefault(value, decode_as(Record, attest.record))
 
-    def witnessed(self, value: bytes) -> bool:
-        """Whether so many committee members attest this record that one of them is honest."""
-        return sum(self._of.get(peer) == value for peer in self._committee) >= self._needed
-
-    @property
-    def any_witnessed(self) -> bool:
-        """Whether some record of this round is witnessed."""
-        return any(self.witnessed(value) for value in set(self._of.values()))
+    def witnessed(self) -> Record | None:
+        """The record that a quorum of the committee attests, if there is one."""
+        for value, record in self._records.items():
+            if sum(self._of.get(peer) == value for peer in self._committee) >= self._needed:
+                return record
+        return None
 
     def judge(self, record: Record) -> Verdict:
         """The verdict that agreement asks for."""
         if record.void:
-            if record != void_record(self._head) or self.any_witnessed:
+            if record != void_record(self._head) or self.witnessed() is not None:
                 return Verdict.INVALID
             return Verdict.VALID if self.given_up else Verdict.UNKNOWN_YET
         try:
             check_successor(record, self._head, self._tally)
         except ProtocolError:
             return Verdict.INVALID
-        if record == self.mine or self.witnessed(record.hash()):
+        if record in (self.mine, self.witnessed()):
             return Verdict.VALID
         return Verdict.UNKNOWN_YET
 
     def propose(self) -> Record | None:
-        """What I would propose now: my record, unless I gave it up for lack of witnesses; then a void one."""
-        if self.mine is not None and (not self.given_up or self.witnessed(self.mine.hash())):
-            return self.mine
-        return void_record(self._head) if self.given_up and not self.any_witnessed else None
+        """What I would propose now: a witnessed record, mine while there is hope for it, or a void one."""
+        witnessed = self.witnessed()
+        if witnessed is not None:
+            return witnessed
+        return void_record(self._head) if self.given_up else self.mine

@@ -508,7 +508,7 @@ class Cohort:
         self._asked[member] = self._asked.get(member, 0) + 1
         if self._asked[member] > 2 * len(self.peers):
             raise ProtocolError(Refusal.RATE_LIMITED, "asked for sums too often")
-        have = tuple(c for c in message.chunks if self.sums.has(c))
+        have = tuple(c for c in message.chunks if self.sums.provable(c))
         hashes: list[CohortAction] = [Send(sender, frame) for frame in self.sums.frames_for(have)]
         return [*hashes, Transfer(self.sid, BulkKind.SUM, have, (sender,))] if have else []
 

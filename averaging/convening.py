@@ -183,9 +183,14 @@ class Convening:
     def _sign(self, joins: dict[PeerId, Envelope]) -> list[Action]:
         roster = make_roster(self.params, self.round, self.attempt, self.head, joins)
         frame = encode(roster)
-        # One roster per attempt, also after a restart: a second one would be evidence against me.
-        self._guard.ballot(self.params.run, self.round, self.attempt, "roster", digest("roster", frame))
         self._signed.add(self.attempt)
+        try:
+            # One roster per attempt, also after a restart: a second one would be evidence against me.
+            self._guard.ballot(self.params.run, self.round, self.attempt, "roster", digest("roster", frame))
+        except ProtocolError as error:
+            others = [peer for peer in joins if peer != self._identity.peer_id]
+            closed = [Send(peer, self._closed(SIGNED)) for peer in others]
+            return [Note(str(error)), *closed, *self.begin(self.attempt + 1, self._tokens())]
         envelope = self._seal(roster)
         dropped = [peer for peer in self._joins[self.attempt] if peer not in joins]
         actions: list[Action] = [CancelTimer(self._key("join"))]

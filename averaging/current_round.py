@@ -20,6 +20,7 @@ from averaging.work import Apply, Decided, Joined, ParticipantAction, Train
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError
 from dht.identity import Identity, PeerId
+from dht.wire import encode
 
 _AGREEMENT = (Ballot, Proposal, Gossip, Decision, DecisionRequest)
 _EARLY_SIDS = 4 * 64
@@ -36,8 +37,6 @@ class CurrentRound:
         guard: Guard,
         urandom: Callable[[int], bytes],
         chain: Chain,
-        *,
-        can_join: bool,
     ) -> None:
         self.params, self.number = params, chain.head.round + 1
         self._identity, self._guard, self._urandom, self._chain = identity, guard, urandom, chain
@@ -46,7 +45,6 @@ class CurrentRound:
         self.convening: Convening | None = None
         self.cohort: Cohort | None = None
         self.outcome: tuple[Record, Certificate] | None = None
-        self._can_join = can_join
         self._tokens: int | None = None
         self._gone: set[PeerId] = set()
         self._attested = Attestations(chain.head, chain.tally, self.committee)
@@ -71,10 +69,10 @@ class CurrentRound:
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
-    def begin(self, newcomers: set[PeerId], gone: set[PeerId]) -> Sequence[ParticipantAction]:
-        """Start training and look for a roster, if my state is the head's; else only follow the decision."""
-        self._gone = set(gone)
-        if not self._can_join:
+    def join(self, newcomers: set[PeerId], gone: set[PeerId]) -> Sequence[ParticipantAction]:
+        """My state is the head's: start training and look for a roster. Until then I only follow the decision."""
+        self._gone |= gone
+        if self.convening is not None:
             return []
         self.convening = Convening(
             self.params, self._identity, self.number, self._chain.beacon, self.committee, self._guard, self._urandom
@@ -138,7 +136,7 @@ class CurrentRound:
         if self._held is not None:
             self.outcome = self._held
             return []
-        attest = Attest(self.number, record.hash())
+        attest = Attest(self.number, encode(record))
         self._attested.add(self._identity.peer_id, attest)
         envelope = seal(self._identity, self.params.run, self.number, attest)
         everybody = dict.fromkeys([*self.committee, *cohort.peers])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from averaging.params import MAX_MEMBERS
+from averaging.record import RECORD_CAP
 from dht.wire import U8, U16, U32, U64, Bytes32, Count, Length, PeerIdBytes, Range, message
 
 Bitmap = Annotated[int, Range(0, 2**MAX_MEMBERS - 1)]
@@ -165,10 +166,10 @@ class AuditShares:
     shares: Annotated[tuple[Bytes32, ...], Count(3, MAX_MEMBERS)]
 
 
-@message(tag=0x1E, cap=256)
+@message(tag=0x1E, cap=RECORD_CAP + 64)
 @dataclass(frozen=True, slots=True)
 class Attest:
-    """I computed this round's record myself and this is its hash."""
+    """I computed this round's record myself, and the state behind it is on my disk. `record` is its frame."""
 
     round: U64
-    record: Bytes32
+    record: Annotated[bytes, Length(2, RECORD_CAP)]

@@ -270,15 +270,15 @@ class Participant:
         """Go on from what I hold: fetch the head's state if it is not mine, else begin the next round."""
         assert self.chain is not None
         head = self.chain.head
-        if self.state_round is not None and self._state_is(head):
-            return self._begin() if self.current is None else []
-        if self._fetching == head.round:
-            return self._begin() if self.current is None else []
-        self._fetching = head.round
-        source = self._source(head)
-        donors = tuple(peer for peer in dict.fromkeys([*source.members(), *self._known]) if peer != self.peer_id)
-        actions: list[ParticipantAction] = [FetchState(head, donors)]
-        return actions + (self._begin() if self.current is None else [])
+        actions: list[ParticipantAction] = []
+        if not self.settled and self._fetching != head.round:
+            self._fetching = head.round
+            source = self._source(head)
+            donors = tuple(peer for peer in dict.fromkeys([*source.members(), *self._known]) if peer != self.peer_id)
+            actions.append(FetchState(head, donors))
+        if self.current is None:
+            return actions + self._begin()
+        return actions + self._join()
 
     def _state_is(self, head: Record) -> bool:
         """Whether the state I hold is the head's; void rounds in between change nothing."""
@@ -293,17 +293,21 @@ class Participant:
 
     def _begin(self) -> list[ParticipantAction]:
         assert self.chain is not None
-        held = self._state_is(self.chain.head) if self.state_round is not None else False
-        self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain, can_join=held)
-        newcomers = {peer for peer, seen in self._knockers.items() if seen + 1 >= self.round}
+        self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain)
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
-        actions: list[ParticipantAction] = list(self.current.begin(newcomers - set(self.chain.committee()), self._gone))
+        actions = self._join()
         for sender, envelope, frame in self._mailbox.take(self.round):
             try:
                 actions += self.current.receive(sender, envelope, envelope.message(), frame)
             except ProtocolError as error:
                 actions.append(Note(str(error), sender))
         return actions + self._after()
+
+    def _join(self) -> list[ParticipantAction]:
+        if not self.settled or self.current is None:
+            return []
+        newcomers = {peer for peer, seen in self._knockers.items() if seen + 1 >= self.round}
+        return list(self.current.join(newcomers - set(self.current.committee), self._gone))
 
     def _after_cohort(self, cohort: Cohort) -> list[ParticipantAction]:
         if self.current is None or cohort is not self.current.cohort:

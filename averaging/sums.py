@@ -92,9 +92,9 @@ class Sums:
         """Whether every chunk's sum is bound by somebody's signature."""
         return len(self._signed) == self._layout.total_chunks
 
-    def has(self, chunk: int) -> bool:
-        """Whether I hold this sum."""
-        return chunk in self._data
+    def provable(self, chunk: int) -> bool:
+        """Whether I hold this sum and its author's signature, so that I can pass it on."""
+        return chunk in self._data and (self._data[chunk][0], chunk) in self._frames
 
     def get(self, chunk: int) -> tuple[int, Part]:
         """(author, bytes) of a sum that I hold."""
