@@ -8,29 +8,19 @@ share a counter. Keys are fresh for each sid and pair, so no (key, counter) is u
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from averaging.layout import RingArray
+from averaging.scratch import Scratch
 
 # Keystream, zeros and ring piece stay in the second-level cache together.
 PIECE_BYTES = 1 << 17
 _ZEROS = memoryview(bytes(PIECE_BYTES))
 
-
-class _Scratch(threading.local):
-    """One keystream buffer per thread."""
-
-    def __init__(self) -> None:
-        # `update_into` asks for a block less one byte more than it writes.
-        self.stream: npt.NDArray[np.uint8] = np.empty(PIECE_BYTES + 15, np.uint8)
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def keystream_iv(chunk: int) -> bytes:
@@ -42,7 +32,8 @@ def add_stream(key: bytes, chunk: int, ring: RingArray, sign: int) -> None:
     """Add (`sign` +1) or subtract (-1) PRG(key, chunk) in place. `ring`: contiguous uint8, uint16 or uint32."""
     combine = np.add if sign > 0 else np.subtract
     cipher = Cipher(algorithms.AES(key), modes.CTR(keystream_iv(chunk))).encryptor()
-    stream = _scratch.stream
+    # `update_into` asks for a block less one byte more than it writes.
+    stream = _scratch.get("stream", PIECE_BYTES + 15, np.uint8)
     step = PIECE_BYTES // ring.itemsize
     for start in range(0, ring.size, step):
         piece = ring[start : start + step]

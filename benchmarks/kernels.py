@@ -36,7 +36,6 @@ def milliseconds(work: Callable[[], object], runs: int) -> float:
 
 def rows(parameters: int, members: int, ring_bits: int, runs: int) -> list[dict[str, Any]]:
     """One row per kernel."""
-
     layout = Layout(parameters, ring_bits)
     chunks = range(layout.chunks)
     rng = np.random.default_rng(1)
