@@ -74,7 +74,7 @@ class Node:
 
 
 class Net:
-    """`n` members, of which those in `liars` are driven by `Liar` and the `dead` never start. Same arguments, same trace."""
+    """`n` members; those in `liars` are driven by `Liar`, the `dead` never start. Same arguments, same trace."""
 
     def __init__(
         self,
