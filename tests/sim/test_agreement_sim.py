@@ -70,11 +70,11 @@ def test_one_record_is_certified_whatever_happens_and_all_learn_it_after_the_net
 
 def test_no_two_records_are_certified_even_if_the_network_never_heals():
     decided = 0
-    for seed in range(1000, 1020):
+    for seed in range(1000, 1012):
         net = play(seed, heals=1e9, until=15.0)
         assert_safe(net)
         decided += net.all_decided()
-    assert decided < 20, "the weather was too good to show anything"
+    assert decided < 12, "the weather was too good to show anything"
 
 
 def test_the_same_seed_plays_the_same_and_another_does_not():
