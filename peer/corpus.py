@@ -155,12 +155,15 @@ def _split(path: Path, library: Path) -> Iterator[TextFile]:
     prose: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                prose.append(text)
-                statement = node.body[0]
-                for line in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
-                    lines[line] = ""
+            text, first = ast.get_docstring(node), node.body[0] if node.body else None
+            if not text or first is None:
+                continue
+            prose.append(text)
+            if first.lineno == getattr(node, "lineno", 0):  # all on one line, which is code too
+                continue
+            # A body that was nothing but its docstring would leave code that does not parse.
+            lines[first.lineno - 1] = " " * first.col_offset + "..." if len(node.body) == 1 else ""
+            lines[first.lineno : first.end_lineno] = [""] * ((first.end_lineno or first.lineno) - first.lineno)
     code = "\n".join(line for line in lines if line.strip()) + "\n"
     yield TextFile(f"{kind}/{name}", code)
     if prose:
