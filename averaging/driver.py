@@ -1,0 +1,354 @@
+"""Binds a `Participant` to a transport, the event loop's clock, and the work of a learner.
+
+All protocol state is touched on the event loop only. Encoding, masking and reducing run in executor threads, chunk
+by chunk (hashing, AES and numpy release the interpreter lock), so that they overlap with sending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.bulk import BulkKind, is_bulk, parse
+from averaging.chain import Chain
+from averaging.cohort import Cohort
+from averaging.layout import RingArray
+from averaging.participant import Participant
+from averaging.record import Record
+from averaging.work import (
+    Apply,
+    Commit,
+    Decided,
+    FetchState,
+    Joined,
+    ParticipantAction,
+    Reduce,
+    Train,
+    Transfer,
+    Upload,
+)
+from dht.envelope import Envelope
+from dht.errors import MurmurationError, ProtocolError, Refusal, UnreachableError
+from dht.identity import PeerId
+from dht.transport import Part, Transport
+from dht.wire import encode
+
+_log = logging.getLogger(__name__)
+_RETRIES = (0.2, 0.5, 1.0, 2.0)
+"""Pauses between attempts to deliver a message, in seconds; the last one repeats while the message matters."""
+_SUSPECT_AFTER = 2
+_MATTERS = 60.0
+_UPLOADS_AT_ONCE = 8
+# Refusals that an honest but slow or restarted peer earns; its stream stays open.
+_BENIGN = frozenset(
+    (Refusal.STALE, Refusal.NOT_A_MEMBER, Refusal.UNEXPECTED, Refusal.EQUIVOCATION, Refusal.BAD_CERTIFICATE)
+)
+
+
+class Work(Protocol):
+    """What a learner does for the protocol. Methods are awaited one at a time, except `encode`."""
+
+    async def train(self, round_: int) -> int:
+        """Train locally for this round; returns the tokens used."""
+        ...
+
+    def interrupt(self) -> None:
+        """End local training soon: the round was decided meanwhile."""
+        ...
+
+    async def prepare(self, cohort: Cohort) -> None:
+        """Fix the update that `encode` will encode for this cohort."""
+        ...
+
+    def encode(self, cohort: Cohort, chunk: int) -> RingArray:
+        """Ring elements of one chunk of the update (the trailer included). Any thread."""
+        ...
+
+    async def apply(self, cohort: Cohort) -> tuple[bytes, float]:
+        """(next state's root, public mean training loss) that the cohort's sums lead to; durable when it returns."""
+        ...
+
+    async def commit(self, record: Record, chain: Chain, cohort: Cohort) -> None:
+        """Adopt the state that `apply` announced; on disk when it returns."""
+        ...
+
+    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
+        """Get and adopt a certified state from donors; False when nobody gave it. `update`: where mine went in."""
+        ...
+
+
+class Observer(Protocol):
+    """Who wants to know what happens (the status view, logs)."""
+
+    def joined(self, joined: Joined) -> None:
+        """I am in a roster."""
+        ...
+
+    def step(self, round_: int, attempt: int, name: str) -> None:
+        """A step of the round begins: train, shares, upload, survivors, unmask, sum, commit."""
+        ...
+
+    def decided(self, decided: Decided, cohort: Cohort | None) -> None:
+        """The committee has decided."""
+        ...
+
+    def settled(self, round_: int) -> None:
+        """The state of this round is adopted."""
+        ...
+
+    def note(self, text: str, peer: PeerId | None) -> None:
+        """Something worth a log line."""
+        ...
+
+
+class Driver:
+    """Runs one participant until `stop`. `failed` is done with the error when it cannot go on."""
+
+    def __init__(
+        self, participant: Participant, transport: Transport, work: Work, observer: Observer, *, threads: int = 1
+    ) -> None:
+        self.participant, self._transport, self._work, self._observer = participant, transport, work, observer
+        self._loop = asyncio.get_running_loop()
+        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chunks")
+        self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._working = asyncio.Lock()
+        self._unreachable: dict[PeerId, int] = {}
+        self._stopped = False
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        self.on_unreachable: Callable[[PeerId], None] = lambda peer: None
+
+    def start(self) -> None:
+        """Begin to take part."""
+        self._feed(self.participant.start)
+
+    def learned(self, peers: list[PeerId]) -> None:
+        """Discovery found these peers."""
+        self._feed(lambda: self.participant.learned(peers))
+
+    async def stop(self) -> None:
+        """End all work and timers. What is on disk stays as the last commit left it."""
+        self._stopped = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # --- from the network ---------------------------------------------------------------------------------------
+
+    def on_frame(self, sender: PeerId, frame: memoryview) -> None:
+        """Handler of the transport. Raises ProtocolError for what only a broken or hostile peer sends."""
+        self._unreachable.pop(sender, None)
+        try:
+            if is_bulk(frame):
+                self._perform(self.participant.receive_chunk(sender, parse(frame)))
+            else:
+                self._perform(self.participant.receive(sender, frame))
+        except ProtocolError as error:
+            self._observer.note(error.message, sender)
+            if error.refusal not in _BENIGN:
+                raise
+        except MurmurationError as error:
+            self._fail(error)
+
+    def _feed(self, call: Callable[[], Iterable[ParticipantAction]]) -> None:
+        if self._stopped:
+            return
+        try:
+            self._perform(call())
+        except MurmurationError as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    # --- actions ------------------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Iterable[ParticipantAction]) -> None:
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: ParticipantAction) -> None:
+        match action:
+            case Send(to, message):
+                assert isinstance(message, Envelope)
+                self._spawn(self._deliver(to, message))
+            case SetTimer(key, delay):
+                self._set_timer(key, delay)
+            case CancelTimer(key):
+                if timer := self._timers.pop(key, None):
+                    timer.cancel()
+            case Note(text, peer):
+                self._observer.note(text, peer)
+            case Joined():
+                self._observer.joined(action)
+            case Decided():
+                self._observer.decided(action, self.participant.cohort(action.record.sid))
+            case _:
+                self._spawn(self._job(action))
+
+    async def _job(self, action: ParticipantAction) -> None:
+        match action:
+            case Train(round_):
+                self._observer.step(round_, 0, "train")
+                async with self._working:
+                    if self.participant.round != round_:
+                        return
+                    tokens = await self._work.train(round_)
+                self._feed(lambda: self.participant.trained(round_, tokens))
+            case Upload(sid, plan):
+                await self._upload(sid, plan)
+            case Reduce(sid, chunks):
+                await self._reduce(sid, chunks)
+            case Transfer(sid, kind, chunks, to):
+                await self._transfer(sid, kind, chunks, to)
+            case Apply(sid):
+                await self._apply(sid)
+            case Commit(record, _, sid):
+                await self._commit(record, sid)
+            case FetchState(record, donors):
+                await self._fetch(record, donors)
+
+    def _set_timer(self, key: TimerKey, delay: float) -> None:
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+
+        def fire() -> None:
+            self._timers.pop(key, None)
+            self._feed(lambda: self.participant.timeout(key))
+
+        self._timers[key] = self._loop.call_later(delay, fire)
+
+    # --- work ---------------------------------------------------------------------------------------------------
+
+    async def _upload(self, sid: bytes, plan: Sequence[tuple[int, tuple[PeerId, ...]]]) -> None:
+        cohort = self.participant.cohort(sid)
+        if cohort is None:
+            return
+        self._observer.step(cohort.roster.round, cohort.roster.attempt, "upload")
+        async with self._working:
+            await self._work.prepare(cohort)
+            sending: set[asyncio.Task[None]] = set()
+            masked = [asyncio.ensure_future(self._mask(cohort, chunk)) for chunk, _ in plan[:_UPLOADS_AT_ONCE]]
+            for i, (chunk, receivers) in enumerate(plan):
+                await masked[i]
+                if i + _UPLOADS_AT_ONCE < len(plan):
+                    masked.append(asyncio.ensure_future(self._mask(cohort, plan[i + _UPLOADS_AT_ONCE][0])))
+                for to in receivers:
+                    parts = cohort.payload(BulkKind.MASKED, chunk).parts()
+                    sending.add(self._spawn(self._send_bulk(to, parts, cohort)))
+        self._feed(lambda: self.participant.uploaded(sid))
+
+    async def _mask(self, cohort: Cohort, chunk: int) -> None:
+        await self._in_thread(lambda: cohort.mask(chunk, self._work.encode(cohort, chunk)))
+
+    async def _reduce(self, sid: bytes, chunks: tuple[int, ...]) -> None:
+        cohort = self.participant.cohort(sid)
+        if cohort is None:
+            return
+        self._observer.step(cohort.roster.round, cohort.roster.attempt, "sum")
+        await asyncio.gather(*(self._in_thread(lambda c=c: cohort.reduce(c)) for c in chunks))  # type: ignore[misc]
+        self._feed(lambda: self.participant.reduced(sid, chunks))
+
+    async def _transfer(self, sid: bytes, kind: BulkKind, chunks: tuple[int, ...], to: tuple[PeerId, ...]) -> None:
+        cohort = self.participant.cohort(sid)
+        if cohort is None:
+            return
+        for chunk in chunks:
+            parts = cohort.payload(kind, chunk).parts()
+            for peer in to:
+                self._spawn(self._send_bulk(peer, parts, cohort))
+
+    async def _apply(self, sid: bytes) -> None:
+        cohort = self.participant.cohort(sid)
+        if cohort is None:
+            return
+        self._observer.step(cohort.roster.round, cohort.roster.attempt, "commit")
+        async with self._working:
+            root, loss = await self._work.apply(cohort)
+        self._feed(lambda: self.participant.applied(sid, root, loss))
+
+    async def _commit(self, record: Record, sid: bytes) -> None:
+        cohort, chain = self.participant.cohort(sid), self.participant.chain
+        assert cohort is not None
+        assert chain is not None
+        self._work.interrupt()
+        async with self._working:
+            await self._work.commit(record, chain, cohort)
+        self._observer.settled(record.round)
+        self._feed(lambda: self.participant.holds(record.round))
+
+    async def _fetch(self, record: Record, donors: Sequence[PeerId]) -> None:
+        chain = self.participant.chain
+        assert chain is not None
+        previous = self.participant.previous
+        mine = previous if previous is not None and previous.sid == record.sid else None
+        self._work.interrupt()
+        async with self._working:
+            found = await self._work.fetch(record, chain, donors, mine)
+        if found:
+            self._observer.settled(record.round)
+            self._feed(lambda: self.participant.holds(record.round))
+            return
+        await asyncio.sleep(_RETRIES[-1])
+        self._feed(lambda: self.participant.fetch_failed(record.round))
+
+    async def _in_thread(self, call: Callable[[], object]) -> None:
+        await self._loop.run_in_executor(self._pool, call)
+
+    # --- sending ------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, to: PeerId, message: Envelope) -> None:
+        if to == self.participant.peer_id:
+            frame = encode(message)
+            self._feed(lambda: self.participant.receive(to, frame))
+            return
+        parts = (encode(message),)
+        relevant = message.round
+        await self._persist(to, lambda: self._transport.send(to, parts), lambda: self.participant.round <= relevant + 1)
+
+    async def _send_bulk(self, to: PeerId, parts: Sequence[Part], cohort: Cohort) -> None:
+        send = lambda: self._transport.send(to, parts, bulk=True)  # noqa: E731
+        await self._persist(to, send, lambda: self.participant.cohort(cohort.sid) is cohort and not cohort.failed)
+
+    async def _persist(self, to: PeerId, send: Callable[[], Awaitable[None]], matters: Callable[[], bool]) -> None:
+        """Deliver while it matters; a peer that two attempts in a row do not reach is suspected of being gone."""
+        started = self._loop.time()
+        for attempt in range(1 << 30):
+            try:
+                await send()
+            except UnreachableError as error:
+                count = self._unreachable[to] = self._unreachable.get(to, 0) + 1
+                if count == _SUSPECT_AFTER:
+                    self._observer.note(f"unreachable: {error.message}", to)
+                    self.on_unreachable(to)
+                if count >= _SUSPECT_AFTER:
+                    self._feed(lambda: self.participant.suspect(to))
+                if not matters() or self._loop.time() - started > _MATTERS:
+                    return
+                await asyncio.sleep(_RETRIES[min(attempt, len(_RETRIES) - 1)])
+            else:
+                self._unreachable.pop(to, None)
+                return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, ProtocolError) and error.refusal in _BENIGN:
+                _log.info("dropped work: %s", error.message)
+            else:
+                self._fail(error)

@@ -1,0 +1,333 @@
+"""A peer's learning, as the round protocol sees it: train, encode the update, apply the agreed sum, adopt a state.
+
+Three float32 vectors of D elements live here besides the model and its optimizer: the certified parameters, the outer
+momentum, and the *residual*. The residual is what this peer has learned and not yet seen in a certified sum: after
+training it takes in `certified - local`, it is what gets encoded, and once a round with this peer among the survivors
+is certified, what was really sent is taken out again. So clipping, rounding, a missed round and a lost chunk all
+leave their part for the next round (error feedback, Seide et al. 2014), and a void round loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from averaging.chain import Chain
+from averaging.cohort import Cohort
+from averaging.encoding import Decoder, Encoder, NonFiniteUpdateError, next_scales, reference, squared_norm
+from averaging.layout import Layout, RingArray
+from averaging.params import RunParams
+from averaging.record import Record
+from averaging.scales import UNKNOWN
+from averaging.trailer import Statistics, Totals, pack, unpack
+from dht.errors import StorageError
+from dht.identity import PeerId
+from dht.transport import Transport
+from dht.wire import digest, encode
+from peer.catch_up import CatchUp, Haul
+from peer.data import TokenData
+from peer.manifest import Manifest
+from peer.outer import OuterStep, Vector
+from peer.prepared import Prepared
+from peer.state import CanonicalState
+from peer.store import LocalState, StateStore
+from peer.trainer import Trainer, TrainerState
+
+log = logging.getLogger(__name__)
+
+_HELDOUT_SEQUENCES = 64
+_HELDOUT_BATCH = 16
+_LARGEST_LOSS = 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """How the update of one sid was encoded, so that it can be encoded again to see what was sent."""
+
+    sid: bytes
+    encoder: Encoder
+    dither: bytes
+    weight: float
+    statistics: Statistics
+
+
+class Learner:
+    """One peer's model, certified state and residual. Implements `averaging.driver.Work`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        params: RunParams,
+        me: PeerId,
+        trainer: Trainer,
+        state: CanonicalState,
+        store: StateStore,
+        heldout: TokenData | None,
+        transport: Transport,
+    ) -> None:
+        self.manifest, self.params, self.state, self.store = manifest, params, state, store
+        self._me, self._trainer, self._heldout, self._transport = me, trainer, heldout, transport
+        self._layout: Layout = params.layout
+        self._outer = OuterStep(manifest.outer.learning_rate, manifest.outer.momentum, manifest.outer.nesterov)
+        self._residual: Vector = np.zeros(self._layout.parameters, np.float32)
+        self._folded = False  # whether the residual holds the model's local progress already
+        self._tokens = 0  # behind the residual
+        self._statistics = Statistics(0, 0.0, 0.0, 0.0, 0.0, 0)
+        self._lost_norm = 0.0
+        self._sent: _Sent | None = None
+        self._prepared: Prepared | None = None
+        self._stop_training = False
+        self.haul: Haul | None = None
+        self.train_seconds = 0.0
+        self.train_loss = math.nan
+        self.total_tokens = 0
+        trainer.set_parameters(state.parameters)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """A round was decided: local steps that still run shall end now; what they learned is kept."""
+        self._stop_training = True
+
+    async def train(self, round_: int) -> int:
+        """Local steps until the manifest's number or deadline; returns the tokens behind the update."""
+        self._stop_training = False
+        return await asyncio.to_thread(self._train)
+
+    def _train(self) -> int:
+        started = time.monotonic()
+        end = started + self.params.deadlines.train
+        self._unfold()
+        result = self._trainer.train(
+            self.manifest.train.local_steps, lambda: self._stop_training or time.monotonic() >= end
+        )
+        self._tokens += result.tokens
+        self.total_tokens += result.tokens
+        self.train_loss = result.loss_mean
+        self._fold()
+        try:
+            norm = squared_norm(self._residual)
+        except NonFiniteUpdateError as error:
+            log.error("%s", error)
+            self._residual[:] = 0.0
+            self._trainer.set_parameters(self.state.parameters)
+            self._tokens, norm = 1, 0.0
+        loss = min(result.loss_mean, _LARGEST_LOSS) if math.isfinite(result.loss_mean) else 0.0
+        self._statistics = Statistics(self._tokens, loss, loss, norm, 0.0, result.steps)
+        self.train_seconds = time.monotonic() - started
+        return max(1, self._tokens)
+
+    def _fold(self) -> None:
+        """residual += certified - local: from now on the residual is the update."""
+        if not self._folded:
+            self._residual += self.state.parameters
+            self._residual -= self._trainer.local()
+            self._folded = True
+
+    def _unfold(self) -> None:
+        """Take the local progress out again: the round was void, and training goes on from where it was."""
+        if self._folded:
+            self._residual -= self.state.parameters
+            self._residual += self._trainer.local()
+            self._folded = False
+
+    async def evaluate(self) -> float | None:
+        """Loss of the certified parameters on held-out text, nats per token; None without such text."""
+        return await asyncio.to_thread(self._evaluate)
+
+    def _evaluate(self) -> float | None:
+        if self._heldout is None or self._folded:
+            return None
+        return self._trainer.evaluate(self._heldout.evaluation(_HELDOUT_BATCH, _HELDOUT_SEQUENCES))
+
+    # --- the update ---------------------------------------------------------------------------------------------
+
+    async def prepare(self, cohort: Cohort) -> None:
+        """Fix scales, signs, dither and weight of this cohort's upload."""
+        assert cohort.tokens is not None
+        weight = cohort.tokens / self.params.weight_cap
+        unit = reference(self.state.scales)
+        statistics = Statistics(
+            cohort.tokens,
+            self._statistics.loss,
+            self._statistics.first_loss,
+            self._statistics.squared_norm * weight * weight / unit,
+            self._lost_norm / unit,
+            self._statistics.steps,
+        )
+        encoder = Encoder(self._layout, len(cohort.peers), self.state.scales.copy(), _signs(cohort.sid))
+        self._sent = _Sent(cohort.sid, encoder, os.urandom(16), weight, statistics)
+
+    def encode(self, cohort: Cohort, chunk: int) -> RingArray:
+        """Ring elements of one chunk of the update; the trailer's are the public statistics."""
+        sent = self._sent
+        assert sent is not None
+        assert sent.sid == cohort.sid
+        if chunk == self._layout.trailer:
+            return pack(sent.statistics).astype("<u4")
+        ring = self._layout.zeros(chunk)
+        sent.encoder.encode_chunk(chunk, self._residual, sent.weight, sent.dither, ring)
+        return ring
+
+    def _take_out(self, record: Record) -> None:
+        """The round is certified with my update in it: what was sent leaves the residual; lost chunks stay."""
+        sent = self._sent
+        if sent is None or sent.sid != record.sid or self._me not in record.members():
+            return
+        lost_norm = 0.0
+        for chunk in range(self._layout.chunks):
+            if chunk in record.lost_chunks:
+                continue
+            ring = self._layout.zeros(chunk)
+            sent.encoder.encode_chunk(chunk, self._residual, sent.weight, sent.dither, ring)
+            part = self._layout.slice(chunk)
+            here = self._residual[part]
+            here -= sent.encoder.dequantise_chunk(chunk, ring, sent.weight)[: len(here)]
+            lost_norm += float(np.dot(here, here))
+        self._lost_norm = lost_norm
+        self._tokens = 0
+
+    # --- the sum ------------------------------------------------------------------------------------------------
+
+    async def apply(self, cohort: Cohort) -> tuple[bytes, float]:
+        """The next state's root and the public mean loss; the sums are on disk when it returns."""
+        return await asyncio.to_thread(self._apply, cohort)
+
+    def _apply(self, cohort: Cohort) -> tuple[bytes, float]:
+        assert cohort.certified is not None
+        survivors = cohort.certified.survivors
+        sums = tuple(cohort.sums.ring(c) for c in range(self._layout.total_chunks))
+        prepared = Prepared(
+            cohort.roster.round,
+            self.state.root(),
+            b"",
+            cohort.sid,
+            len(cohort.peers),
+            len(survivors),
+            sum(cohort.r3.manifests[i][0].tokens for i in survivors),
+            cohort.sums.lost,
+            sums,
+        )
+        root = self.state.root_after(self._gradient(prepared), self._outer, self._next_scales(prepared))
+        self._prepared = prepared.leading_to(root)
+        self._prepared.save(self._prepared_path)
+        totals = self._totals(prepared)
+        return root, totals.mean_loss if totals is not None else 0.0
+
+    @property
+    def _prepared_path(self) -> Path:
+        return self.store.folder / "prepared.bin"
+
+    def _totals(self, prepared: Prepared) -> Totals | None:
+        if self._layout.trailer in prepared.lost:
+            return None
+        return unpack(prepared.sums[self._layout.trailer].astype(np.uint32), prepared.survivors)
+
+    def _gradient(self, prepared: Prepared) -> Iterator[Vector]:
+        """The mean pseudo-gradient, chunk by chunk: the weighted mean of the survivors' updates."""
+        decoder = Decoder(self._layout, prepared.members, self.state.scales, _signs(prepared.sid))
+        weight_sum = prepared.tokens / self.params.weight_cap
+        for chunk in range(self._layout.chunks):
+            if chunk in prepared.lost:
+                yield np.zeros(self._layout.words(chunk), np.float32)
+            else:
+                yield decoder.decode_chunk(chunk, prepared.sums[chunk], weight_sum)
+
+    def _next_scales(self, prepared: Prepared) -> Vector:
+        totals = self._totals(prepared)
+        if totals is None:
+            return self.state.scales.copy()
+        decoder = Decoder(self._layout, prepared.members, self.state.scales, _signs(prepared.sid))
+        energies = np.full(self._layout.blocks, UNKNOWN, np.int64)
+        for chunk in range(self._layout.chunks):
+            if chunk not in prepared.lost:
+                energies[self._layout.block_slice(chunk)] = decoder.block_energies(prepared.sums[chunk])
+        return next_scales(
+            self._layout, prepared.members, self.state.scales, energies, prepared.survivors, totals.mean_squared_norm
+        )
+
+    # --- adopting a state ---------------------------------------------------------------------------------------
+
+    async def commit(self, record: Record, chain: Chain, cohort: Cohort) -> None:
+        """Become the state that `apply` announced, now that it is certified; on disk when it returns."""
+        prepared = self._prepared
+        assert prepared is not None
+        assert prepared.sid == cohort.sid
+        await asyncio.to_thread(self._advance, prepared, record, chain)
+
+    def _advance(self, prepared: Prepared, record: Record, chain: Chain) -> None:
+        self._fold()
+        self._take_out(record)
+        root = self.state.advance(self._gradient(prepared), self._outer, self._next_scales(prepared))
+        if root != record.state_root:
+            raise StorageError(
+                f"round {record.round} led to another state here than certified", remedy="check this machine's memory"
+            )
+        self._adopted(record, chain)
+
+    def _adopted(self, record: Record, chain: Chain) -> None:
+        """Save the certified state, then my own training; start the next local steps from it."""
+        self.store.save(record.round, record.state_root, self.state.leaves(), self.state.chunks(), chain_frames(chain))
+        self._trainer.set_parameters(self.state.parameters)
+        self._folded = False
+        self._prepared = None
+        self.save_local(record.round)
+
+    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
+        """Adopt a certified state that I did not commit: from my own prepared sums, else chunk by chunk from donors."""
+        if await asyncio.to_thread(self._resume_prepared, record, chain):
+            return True
+        await asyncio.to_thread(self._fold)
+        catch_up = CatchUp(self._transport, record.state_root, donors)
+        if not await catch_up.run(self.state):
+            return False
+        self.haul = catch_up.haul
+        await asyncio.to_thread(self._take_out, record)
+        await asyncio.to_thread(self._adopted, record, chain)
+        return True
+
+    def _resume_prepared(self, record: Record, chain: Chain) -> bool:
+        prepared = Prepared.load(self._prepared_path, self._layout)
+        if prepared is None or (prepared.before, prepared.after) != (self.state.root(), record.state_root):
+            return False
+        self._advance(prepared, record, chain)
+        return True
+
+    # --- across restarts ----------------------------------------------------------------------------------------
+
+    def save_local(self, round_: int) -> None:
+        """Save residual, optimizer and data position, bound to this certified round. Raises StorageError."""
+        trained = self._trainer.state()
+        facts = {"trainer": trained.facts, "tokens": self._tokens, "total": self.total_tokens}
+        arrays = {"residual": self._residual, **{f"trainer/{name}": value for name, value in trained.arrays.items()}}
+        self.store.save_local(LocalState(round_, self.state.root(), arrays, facts))
+
+    def load_local(self, round_: int) -> bool:
+        """Go on with what was saved after this certified round; whether there was something."""
+        local = self.store.load_local(round_, self.state.root())
+        if local is None:
+            return False
+        np.copyto(self._residual, local.arrays["residual"])
+        names = [name for name in local.arrays if name.startswith("trainer/")]
+        moments = {name.removeprefix("trainer/"): np.asarray(local.arrays[name]) for name in names}
+        self._trainer.restore(TrainerState(moments, dict(local.facts["trainer"])))
+        self._tokens, self.total_tokens = int(local.facts["tokens"]), int(local.facts["total"])
+        return True
+
+
+def chain_frames(chain: Chain) -> list[bytes]:
+    """The chain as frames for the store: the founding envelope, then each record with its certificate."""
+    decisions = (chain.decision(round_) for round_ in range(1, chain.head.round + 1))
+    return [encode(chain.founding), *(encode(decision) for decision in decisions if decision is not None)]
+
+
+def _signs(sid: bytes) -> bytes:
+    return digest("signs", sid)
