@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from cyclopts import Group, Parameter
 from cyclopts.config import Dict, Env
 from platformdirs import user_data_dir
 
+from dht import addresses
 from dht.errors import ConfigError
 
 PREFIX = "MURMURATION_"
@@ -28,9 +30,19 @@ TRAINING = Group("Training", sort_key=2)
 OUTPUT = Group("Output", sort_key=3)
 
 
+def _setting(group: Group, text: str, **options: Any) -> Parameter:
+    # Flags are switched on, never off, and lists have no "--empty-" twin: negative=() drops both.
+    return Parameter(group=group, help=text, negative=(), **options)
+
+
+DEFAULT_RUN = Path("run.toml")
 DEFAULT_DATA_DIR = Path(user_data_dir("murmuration"))
 """Where a peer keeps its identity and state unless told otherwise (the XDG data folder on Linux)."""
 
+
+_network = partial(_setting, NETWORK)
+_training = partial(_setting, TRAINING)
+_output = partial(_setting, OUTPUT)
 
 RunFile = Annotated[Path, Parameter(help="The run manifest: the file that all peers of a run share.")]
 DataDir = Annotated[
@@ -40,52 +52,53 @@ ConfigPath = Annotated[
     Path | None,
     Parameter(help="Settings file whose keys are these flags.", show_default=lambda _: "./peer.toml, if any"),
 ]
-Json = Annotated[bool, Parameter(help="Machine-readable output on stdout: JSON.", group=OUTPUT, negative=())]
+Json = Annotated[bool, _output("Machine-readable output on stdout: JSON.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
     """Settings of one peer. Raises ConfigError when a value makes no sense."""
 
-    run: RunFile = Path("run.toml")
+    run: RunFile = DEFAULT_RUN
     data_dir: DataDir = DEFAULT_DATA_DIR
     config: ConfigPath = None
 
-    bootstrap: Annotated[tuple[str, ...], Parameter(group=NETWORK, negative=())] = ()
-    """Address of a peer to meet the others through, as run-bootstrap prints it. Repeat for more."""
-    listen: Annotated[tuple[str, ...], Parameter(group=NETWORK, negative=())] = ("/ip4/0.0.0.0/tcp/0",)
-    """Multiaddr to listen on. Port 0 takes any free one."""
-    announce: Annotated[tuple[str, ...], Parameter(group=NETWORK, negative=())] = ()
-    """Multiaddr that others should dial, when it is not one we listen on (port forwarding)."""
-    client_mode: Annotated[bool, Parameter(group=NETWORK, negative=())] = False
-    """Accept no incoming connections; be reached through a relay."""
-    join_timeout: Annotated[float, Parameter(group=NETWORK)] = 0.0
-    """Seconds to look for other peers before giving up (exit code 69). 0 waits as long as it takes."""
+    bootstrap: Annotated[
+        tuple[str, ...],
+        _network("Address of a peer to meet the others through, as run-bootstrap prints it. Repeat for more."),
+    ] = ()
+    listen: Annotated[tuple[str, ...], _network("Multiaddr to listen on. Port 0 takes any free one.")] = (
+        "/ip4/0.0.0.0/tcp/0",
+    )
+    announce: Annotated[
+        tuple[str, ...],
+        _network("Multiaddr that others should dial, when it is not one we listen on (port forwarding)."),
+    ] = ()
+    client_mode: Annotated[bool, _network("Accept no incoming connections; be reached through a relay.")] = False
+    join_timeout: Annotated[
+        float, _network("Seconds to look for other peers before giving up (exit code 69). 0 waits as long as it takes.")
+    ] = 0.0
 
-    data: Annotated[str, Parameter(group=TRAINING)] = ""
-    """Text to train on: a file, a folder, .jsonl, .parquet, or the name of a Hugging Face dataset."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=TRAINING)] = "auto"
-    """Where to train."""
-    precision: Annotated[Literal["auto", "bf16", "fp32"], Parameter(group=TRAINING)] = "auto"
-    """Number format of forward and backward passes; weights stay in float32."""
-    batch_size: Annotated[int, Parameter(group=TRAINING)] = 8
-    """Sequences per local step."""
-    threads: Annotated[int, Parameter(group=TRAINING)] = 0
-    """CPU threads for training. 0 takes all cores."""
-    seed: Annotated[int, Parameter(group=TRAINING)] = 0
-    """Order of this peer's data."""
-    rounds: Annotated[int, Parameter(group=TRAINING)] = 0
-    """Leave after the run's round of this number is certified. 0 stays until stopped."""
+    data: Annotated[
+        str, _training("Text to train on: a file, a folder, .jsonl, .parquet, or the name of a Hugging Face dataset.")
+    ] = ""
+    device: Annotated[Literal["auto", "cpu", "cuda"], _training("Where to train.")] = "auto"
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        _training("Number format of forward and backward passes; weights stay in float32."),
+    ] = "auto"
+    batch_size: Annotated[int, _training("Sequences per local step.")] = 8
+    threads: Annotated[int, _training("CPU threads for training. 0 takes all cores.")] = 0
+    seed: Annotated[int, _training("Order of this peer's data.")] = 0
+    rounds: Annotated[
+        int, _training("Leave after the run's round of this number is certified. 0 stays until stopped.")
+    ] = 0
 
     json: Json = False
-    quiet: Annotated[bool, Parameter(group=OUTPUT, negative=())] = False
-    """Only errors on the terminal."""
-    metrics_port: Annotated[int, Parameter(group=OUTPUT)] = 0
-    """Serve Prometheus metrics on this port of 127.0.0.1. 0 is off."""
-    log_format: Annotated[Literal["text", "json"], Parameter(group=OUTPUT)] = "text"
-    """Format of the log."""
-    log_file: Annotated[Path | None, Parameter(group=OUTPUT, show_default=lambda _: "DATA_DIR/peer.log")] = None
-    """Where the log goes."""
+    quiet: Annotated[bool, _output("Only errors on the terminal.")] = False
+    metrics_port: Annotated[int, _output("Serve Prometheus metrics on this port of 127.0.0.1. 0 is off.")] = 0
+    log_format: Annotated[Literal["human", "json"], _output("Format of the log.")] = "human"
+    log_file: Annotated[Path | None, _output("Where the log goes.", show_default=lambda _: "DATA_DIR/peer.log")] = None
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "batch-size must be at least 1")
@@ -95,11 +108,9 @@ class PeerConfig:
         _check(0 <= self.metrics_port < 65536, "metrics-port must be a port number, or 0 for none")
         _check(0 <= self.seed < 2**63, "seed must be a number from 0 to 2^63 - 1")
         for address in (*self.listen, *self.announce):
-            _check(address.startswith("/"), f"{address!r} is not a multiaddr", "write it like /ip4/0.0.0.0/tcp/31330")
+            addresses.parse(address, peer=False)
         for address in self.bootstrap:
-            good = address.startswith("/") and "/p2p/" in address
-            remedy = "paste the whole line that run-bootstrap printed: /ip4/…/tcp/…/p2p/…"
-            _check(good, f"{address!r} is not the address of a peer", remedy)
+            addresses.parse(address)
 
     @property
     def identity_path(self) -> Path:
@@ -117,9 +128,9 @@ class PeerConfig:
         return self.log_file or self.data_dir / "peer.log"
 
 
-def _check(good: bool, message: str, remedy: str = "") -> None:
+def _check(good: bool, message: str) -> None:
     if not good:
-        raise ConfigError(message, remedy=remedy)
+        raise ConfigError(message, remedy="run-peer --help says what is meant")
 
 
 def sources(argv: Sequence[str]) -> list[Any]:

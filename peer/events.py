@@ -3,9 +3,9 @@
     started(peer, addresses, run, round)      joined(round, members)          step(round, attempt, step)
     waiting(reason)                           refused(peer, reason)           peer_unreachable(peer, reason)
     round(round, void, survivors, members,    blamed(peer, reason)            error(code, message, remedy)
-          heldout_loss, train_loss, tokens,   caught_up(round, root, chunks,  stopped(round, root)
-          bytes_up, bytes_down, seconds,                bytes, donors)
-          root, state_bytes)
+          heldout_loss, train_loss, tokens,   caught_up(round, root, chunks,  leaving(reason)
+          bytes_up, bytes_down, seconds,                bytes, donors)        stopped(round, root)
+          root, state_bytes)                  bootstrap(address, verdict)
 
 `seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids. Reporters never
 raise for a field that is missing: a report must not end a round.
@@ -90,6 +90,8 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
             lines = [f"peer {get('peer')} · run {short(get('run'))} · round {get('round', 0)}"]
             lines += [f"  listening on {address}" for address in items(get("addresses"))]
             return "\n".join(lines)
+        case "bootstrap":
+            return f"  {get('address')}: {get('verdict')}"
         case "waiting":
             return f"waiting: {get('reason')}"
         case "joined":
@@ -101,6 +103,8 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
             return f"caught up to round {get('round')} · {size} from {donors} donors · root {short(get('root'))}"
         case "refused" | "blamed" | "peer_unreachable":
             return f"{name.replace('_', ' ')}: {tail(get('peer'))}: {get('reason')}"
+        case "leaving":
+            return f"leaving: {get('reason')}"
         case "stopped":
             return f"stopped after round {get('round')} · root {short(get('root'))}"
         case "error":

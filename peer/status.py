@@ -77,6 +77,8 @@ class Snapshot:
                 return replace(after, refused=self.refused + 1)
             case "blamed":
                 return replace(after, blamed=self.blamed + 1)
+            case "leaving":
+                return replace(after, state="leaving")
             case "stopped":
                 return replace(after, state="stopped", step="")
             case "error":

@@ -1,0 +1,208 @@
+"""`run-peer`: join a run and train; `init`, `status`, `doctor` and `export` around it.
+
+Exit codes: 0 done, or left in good order; those of `dht.errors`; 70 a crash; 130 a second Ctrl-C.
+Heavy imports (torch, hivemind, transformers) happen inside the commands that need them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from json import dumps as encode_json
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from dht import exits
+from dht.errors import ConfigError, MurmurationError, UnreachableError
+from peer.config import DEFAULT_DATA_DIR, DEFAULT_RUN, ConfigPath, DataDir, Json, PeerConfig, RunFile, sources
+from peer.events import Reporter
+
+HERE = Path()
+
+
+def application(argv: Sequence[str] = ()) -> App:
+    """The command line. Raises ConfigError when the settings file or a variable is wrong."""
+    app = App(
+        name="run-peer",
+        help=join.__doc__,
+        version=_version,
+        config=sources(argv),
+        result_action="return_value",
+    )
+    app.default(join)
+    for command in (init, status, doctor, export):
+        app.command(command)
+    return app
+
+
+def parse(argv: Sequence[str]) -> tuple[Callable[..., int | None], inspect.BoundArguments]:
+    """The command that the arguments name, with its parameters. Raises ConfigError."""
+    try:
+        command, bound, _ = application(argv).parse_args(argv, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise ConfigError(str(error).strip(), remedy="run-peer --help lists all settings") from None
+    return command, bound
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script."""
+    given = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int | None:
+        function, bound = parse(given)
+        return function(*bound.args, **bound.kwargs)
+
+    exits.run(command, as_json="--json" in given)
+
+
+def join(config: Annotated[PeerConfig | None, Parameter(name="*")] = None) -> int:
+    """Join a training run: train on your own text, add up updates under masks, hold the same model as everyone."""
+    config = config or PeerConfig()
+    from peer.manifest import Manifest
+    from peer.precision import prepare_environment
+    from peer.supervise import StopSignals, data_folder, reporting, supervise
+
+    prepare_environment(threads=config.threads or None)
+    manifest = Manifest.load(existing(config.run))
+    with StopSignals() as signals, data_folder(config), reporting(config) as reporter:
+
+        async def run(stop: asyncio.Event) -> None:
+            from peer.node import run_peer
+
+            await run_peer(config, manifest, reporter, stop)
+
+        return guarded(lambda: asyncio.run(supervise(run, reporter, signals)), reporter, config.log_path)
+
+
+def guarded(work: Callable[[], None], reporter: Reporter, log_path: Path) -> int:
+    """Do the work; report how it failed as an event too. A crash leaves its traceback in the log and returns 70."""
+    try:
+        work()
+    except MurmurationError as error:
+        reporter.event("error", code=error.code, message=error.message, remedy=error.remedy)
+        return error.exit_code
+    except Exception as error:
+        logging.getLogger(__name__).exception("crashed")
+        remedy = f"this is a bug; the traceback is in {log_path}"
+        reporter.event("error", code=MurmurationError.code, message=f"{type(error).__name__}: {error}", remedy=remedy)
+        return MurmurationError.exit_code
+    return 0
+
+
+def init(
+    directory: Path = HERE,
+    *,
+    name: str = "my-run",
+    peers: int = 5,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    config: ConfigPath = None,
+    json: Json = False,
+) -> int:
+    """Write an annotated run manifest and a settings file into DIRECTORY, and create this peer's identity.
+
+    Parameters
+    ----------
+    directory
+        Where to write run.toml and peer.toml. Nothing is overwritten.
+    name
+        Name people know the run by.
+    peers
+        Peers that must have joined before training starts; 3 or more.
+    """
+    from peer.init import create, next_steps
+
+    identity = create(directory, data_dir, name=name, peers=peers)
+    if json:
+        print_json({"peer": str(identity.peer_id), "directory": str(directory), "data_dir": str(data_dir)})
+    else:
+        print(next_steps(directory, data_dir, identity))
+    return 0
+
+
+def status(*, data_dir: DataDir = DEFAULT_DATA_DIR, config: ConfigPath = None, json: Json = False) -> int:
+    """Show what the peer of a data folder is doing, or did last. Exit code 69 when it does not run."""
+    from dataclasses import asdict
+
+    from peer.events import plain
+    from peer.status import describe, is_alive, read
+
+    snapshot = read(data_dir / "status.json")
+    alive = is_alive(snapshot)
+    if json:
+        print_json({**plain(asdict(snapshot)), "alive": alive})
+    else:
+        print(describe(snapshot, alive=alive, now=time.time()))
+    return 0 if alive else UnreachableError.exit_code
+
+
+def doctor(config: Annotated[PeerConfig | None, Parameter(name="*")] = None) -> int:
+    """Check what could keep this peer from running, with causes and remedies. Exit code 1 if a check fails."""
+    from peer.doctor import as_json, describe, examine
+
+    config = config or PeerConfig()
+    findings = examine(config)
+    if config.json:
+        print_json(as_json(findings))
+    else:
+        print(describe(findings))
+    return int(any(finding.verdict == "fail" for finding in findings))
+
+
+def export(
+    directory: Path,
+    *,
+    run: RunFile = DEFAULT_RUN,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    config: ConfigPath = None,
+    json: Json = False,
+) -> int:
+    """Write the last certified model as a folder that AutoModelForCausalLM.from_pretrained loads.
+
+    Parameters
+    ----------
+    directory
+        Where to write it: a new or empty folder.
+    """
+    from peer.certified import newest
+    from peer.export import export as write_model
+    from peer.manifest import Manifest
+
+    manifest = Manifest.load(existing(run))
+    state, facts = newest(data_dir, manifest)
+    write_model(directory, state, manifest, facts)
+    if json:
+        print_json({"directory": str(directory), "round": facts.round, "root": facts.root.hex()})
+    else:
+        print(f"round {facts.round} of {manifest.run.name} is in {directory}")
+    return 0
+
+
+def existing(run: Path) -> Path:
+    """The manifest's path. Raises ConfigError, saying where one comes from, when there is no such file."""
+    if not run.exists():
+        remedy = "ask the founder of the run for it and name it with --run, or write a new one: run-peer init"
+        raise ConfigError(f"there is no run manifest {run}", remedy=remedy)
+    return run
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    print(encode_json(value, indent=2))
+
+
+def _version() -> str:
+    try:
+        return version("murmuration")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()
