@@ -9,14 +9,29 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dht.errors import ConfigError, ProtocolError
 from dht.identity import PeerId
 
 MAX_TEXT = 512
+_CODES = {
+    "ip4": 4,
+    "tcp": 6,
+    "ip6": 41,
+    "dns": 53,
+    "dns4": 54,
+    "dns6": 55,
+    "udp": 273,
+    "p2p-circuit": 290,
+    "p2p": 421,
+    "quic-v1": 461,
+    "ws": 477,
+    "wss": 478,
+}
 _HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
-_PLAIN = ("quic", "quic-v1", "ws", "wss", "p2p-circuit")
+_PLAIN = ("quic-v1", "ws", "wss", "p2p-circuit")
 _REMEDY = "an address looks like /ip4/203.0.113.5/tcp/31337/p2p/16Uiu2..."
 
 
@@ -50,11 +65,9 @@ def parse(text: str, *, peer: bool = True) -> Address:
     """Check an address; with `peer`, it must name the peer (`/p2p/...`) at its end. Raises AddressError."""
     if not text.startswith("/") or len(text) > MAX_TEXT:
         raise AddressError(f"{text[:80]!r} is not a multiaddr", remedy=_REMEDY)
-    tokens = iter(text[1:].split("/"))
     found: dict[str, str] = {}
     last = ""
-    for protocol in tokens:
-        value = "" if protocol in _PLAIN else next(tokens, "")
+    for protocol, value in _pieces(text):
         _check(text, protocol, value)
         found[protocol] = value
         last = protocol
@@ -66,6 +79,37 @@ def parse(text: str, *, peer: bool = True) -> Address:
         raise AddressError(f"{text!r} does not say which peer it leads to", remedy="append /p2p/ and the peer id")
     who = PeerId.parse(found["p2p"]) if last == "p2p" else None
     return Address(text, host, transport, int(found[transport]), who, "p2p-circuit" in found)
+
+
+def encode(text: str) -> bytes:
+    """The binary form of a checked address, which the daemon reads."""
+    out = bytearray()
+    for protocol, value in _pieces(text):
+        out += varint(_CODES[protocol])
+        if protocol in ("ip4", "ip6"):
+            out += ipaddress.ip_address(value).packed
+        elif protocol in ("tcp", "udp"):
+            out += int(value).to_bytes(2, "big")
+        elif protocol not in _PLAIN:
+            raw = bytes(PeerId.parse(value)) if protocol == "p2p" else value.encode()
+            out += varint(len(raw)) + raw
+    return bytes(out)
+
+
+def varint(value: int) -> bytes:
+    """Unsigned LEB128, as multiformats and protobuf write lengths."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    tokens = iter(text[1:].split("/"))
+    for protocol in tokens:
+        yield protocol, "" if protocol in _PLAIN else next(tokens, "")
 
 
 def _check(text: str, protocol: str, value: str) -> None:

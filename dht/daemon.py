@@ -18,9 +18,8 @@ from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.logging import use_hivemind_log_handler
-from hivemind.utils.multiaddr import Multiaddr
 
-from dht.addresses import AddressError
+from dht.addresses import AddressError, encode, varint
 from dht.errors import ConfigError, UnreachableError
 from dht.identity import PeerId
 
@@ -28,6 +27,8 @@ StreamSink: TypeAlias = Callable[[str, bytes, socket.socket, bytes], Awaitable[N
 """Called with protocol, remote peer id, socket and the bytes that were read already."""
 _SHIM = Path(__file__).with_name("die_with_parent.py")
 _START_TIMEOUT = 15.0
+_STOP_TIMEOUT = 3.0
+_CALL_TIMEOUT = 10.0
 
 # Its records go where the program's own logging sends them, not to a handler of hivemind's.
 use_hivemind_log_handler("nowhere")
@@ -43,6 +44,10 @@ class Daemon(P2P):  # type: ignore[misc]
         super().__init__()
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping = False
+
+    def __del__(self) -> None:
+        if self._child is not None:
+            super().__del__()
 
     @classmethod
     async def launch(cls, **options: Any) -> Daemon:
@@ -75,7 +80,7 @@ class Daemon(P2P):  # type: ignore[misc]
 
     async def dial(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Connect to `peer` at any of `addresses`, unless connected. Raises UnreachableError."""
-        encoded = [bytes(Multiaddr(address.split("/p2p/")[0]).to_bytes()) for address in addresses]
+        encoded = [encode(address.rsplit("/p2p/", 1)[0]) for address in addresses]
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.CONNECT, connect=p2pd_pb2.ConnectRequest(peer=bytes(peer), addrs=encoded)
         )
@@ -96,16 +101,27 @@ class Daemon(P2P):  # type: ignore[misc]
 
     async def addresses(self) -> tuple[str, ...]:
         """Full multiaddresses under which the daemon believes to be reachable; none for one that does not listen."""
-        _, visible = await self._client.identify()
+        if self.died.done():
+            raise UnreachableError(self.died.result())
+        try:
+            async with asyncio.timeout(_CALL_TIMEOUT):
+                _, visible = await self._client.identify()
+        except (OSError, EOFError, TimeoutError):
+            raise UnreachableError("the libp2p daemon does not answer") from None
         return tuple(f"{address}/p2p/{self.peer_id.to_base58()}" for address in visible)
 
     async def shutdown(self) -> None:
-        """End p2pd and wait until it is gone."""
+        """End p2pd, by force if it does not listen, and wait until it is gone."""
         self._stopping = True
         tasks = [task for task in (self._listen_task, self._reader_task) if task is not None]
-        await super().shutdown()
+        self._terminate()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._child is not None:
+            try:
+                await asyncio.wait_for(self._child.wait(), _STOP_TIMEOUT)
+            except TimeoutError:
+                self._child.kill()
+                await self._child.wait()
             self._child._transport.close()
 
     async def _call(self, request: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -117,7 +133,7 @@ class Daemon(P2P):  # type: ignore[misc]
             raise UnreachableError(f"the libp2p daemon does not answer: {error.strerror}") from None
         response = p2pd_pb2.Response()
         try:
-            writer.write(_varint(request.ByteSize()) + request.SerializeToString())
+            writer.write(varint(request.ByteSize()) + request.SerializeToString())
             await read_pbmsg_safe(reader, response)
         except (OSError, EOFError):
             writer.transport.abort()
@@ -166,16 +182,6 @@ async def take_over(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     leftover = await reader.read()
     transport.abort()
     return sock, leftover
-
-
-def _varint(value: int) -> bytes:
-    """Unsigned LEB128, as protobuf delimits messages."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _start_error(cause: str) -> ConfigError | UnreachableError:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dht.addresses import Address, AddressError, parse, require_free
+from dht.addresses import AddressError, parse, require_free
 from dht.clock import Clock, SystemClock
 from dht.counters import Counters
+from dht.dial import BACKOFF, DIAL_TIMEOUT, Dial, Verdict, dial
 from dht.errors import ProtocolError, Refusal, UnreachableError
 from dht.identity import Identity, PeerId
 from dht.limits import BanList, StreamQuota, TokenBucket
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
 CONTROL, BULK, REQUEST = (f"/murmuration/1/{name}" for name in ("control", "bulk", "request"))
 OPEN_TIMEOUT = 10.0
-DIAL_TIMEOUT = 8.0
 MAX_STREAMS = 64
 CONTROL_RATE, CONTROL_BURST = 2000.0, 8000.0
+_REMEMBERED_DIALS = 1024
 _log = logging.getLogger(__name__)
 
 
@@ -45,46 +44,21 @@ class Relay(StrEnum):
     SERVE = "serve"  # relay for others
 
 
-class Verdict(StrEnum):
-    """How a dial went."""
-
-    OK = "ok"
-    REFUSED = "refused"
-    TIMEOUT = "timeout"
-    WRONG_PEER = "wrong peer id"
-    NOT_AN_ADDRESS = "not a multiaddr"
-    UNREACHABLE = "unreachable"
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """The outcome of dialling one address; `milliseconds` it took, `detail` what went wrong beyond the verdict."""
-
-    address: str
-    verdict: Verdict
-    milliseconds: float = 0.0
-    peer: PeerId | None = None
-    detail: str = ""
-
-    def __str__(self) -> str:
-        tail = f" {self.milliseconds:.0f} ms" if self.verdict is Verdict.OK else f" ({self.detail})" * bool(self.detail)
-        return f"{self.address}: {self.verdict}{tail}"
-
-
 class Host:
     """A running libp2p host; `await Host.start(...)` makes one. Implements `dht.transport.Transport`.
 
     `daemon_died` is set when p2pd ended without being asked to; from then on every send raises UnreachableError.
     """
 
-    def __init__(self, daemon: Daemon, peer_id: PeerId, clock: Clock) -> None:
-        self._daemon, self._peer_id, self._clock = daemon, peer_id, clock
+    def __init__(self, daemon: Daemon, peer_id: PeerId, clock: Clock, relays: Sequence[str] = ()) -> None:
+        self._daemon, self._peer_id, self._clock, self._relays = daemon, peer_id, clock, tuple(relays)
         self._on_frame: FrameHandler | None = None
         self._on_request: RequestHandler | None = None
         self._lanes: dict[tuple[PeerId, str], Sender] = {}
         self._receivers: dict[Receiver, PeerId] = {}
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._dials: dict[str, Dial] = {}
         self._addresses: tuple[str, ...] = ()
         self._quota = StreamQuota(MAX_STREAMS)
         self._buckets: dict[PeerId, TokenBucket] = {}
@@ -124,11 +98,13 @@ class Host:
             no_listen=client_mode,
             dht_mode="client" if client_mode else "server",
             nat_port_map=not all(place.loopback for place in places),
+            force_reachability=_reachability(relay, client_mode),
             use_relay=relay is not Relay.OFF,
             use_auto_relay=relay is Relay.USE and bool(bootstrap),
             trusted_relays=list(bootstrap) or None,
         )
-        host = cls(daemon, identity.peer_id, clock or SystemClock())
+        relays = bootstrap if relay is Relay.USE else ()
+        host = cls(daemon, identity.peer_id, clock or SystemClock(), relays)
         try:
             await host._begin()
         except BaseException:
@@ -141,7 +117,7 @@ class Host:
             raise UnreachableError("the libp2p daemon runs under another identity")
         for protocol in (CONTROL, BULK, REQUEST):
             await self._daemon.accept(protocol, self._incoming)
-        self._addresses = await self._daemon.addresses()
+        await self.refresh_addresses()
         self._daemon.died.add_done_callback(self._daemon_ended)
 
     @property
@@ -155,7 +131,13 @@ class Host:
         return self._daemon
 
     def addresses(self) -> tuple[str, ...]:
-        """Full multiaddresses (with /p2p/) under which others can dial us, as of the start."""
+        """Full multiaddresses (with /p2p/) under which others can dial us, as of the start or the last refresh."""
+        return self._addresses
+
+    async def refresh_addresses(self) -> tuple[str, ...]:
+        """`addresses()` as of now: relays and NAT mappings are found only after a while. Raises UnreachableError."""
+        own = await self._daemon.addresses()
+        self._addresses = own or tuple(f"{relay}/p2p-circuit/p2p/{self._peer_id}" for relay in self._relays)
         return self._addresses
 
     def serve(self, on_frame: FrameHandler, on_request: RequestHandler) -> None:
@@ -189,26 +171,19 @@ class Host:
             self._known[peer] = tuple(good)
 
     async def dial(self, address: str, *, timeout: float = DIAL_TIMEOUT) -> Dial:
-        """Dial one address and say how it went; raises nothing."""
-        try:
-            target = parse(address)
-        except AddressError as error:
-            return Dial(address, Verdict.NOT_AN_ADDRESS, detail=error.message)
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(timeout):
-                await _probe(target)
-                assert target.peer is not None
-                await self._daemon.dial(target.peer, [address])
-        except TimeoutError:
-            return Dial(address, Verdict.TIMEOUT, timeout * 1e3, target.peer)
-        except UnreachableError as error:
-            return Dial(address, _verdict(error.message), 0.0, target.peer, error.message)
-        except OSError as error:
-            verdict = Verdict.REFUSED if isinstance(error, ConnectionRefusedError) else Verdict.UNREACHABLE
-            return Dial(address, verdict, 0.0, target.peer, error.strerror or str(error))
-        self.learn(target.peer, [address])
-        return Dial(address, Verdict.OK, (time.perf_counter() - started) * 1e3, target.peer)
+        """Dial one address and say how it went; raises nothing.
+
+        libp2p refuses to dial an address again within seconds of a failure; then the verdict of that failure stands.
+        """
+        result = await dial(address, self._daemon.dial, timeout)
+        if result.detail == BACKOFF:
+            return self._dials.get(address, result)
+        self._dials[address] = result
+        if len(self._dials) > _REMEMBERED_DIALS:
+            del self._dials[next(iter(self._dials))]
+        if result.verdict is Verdict.OK and result.peer is not None:
+            self.learn(result.peer, [address])
+        return result
 
     async def connect(self, address: str, *, timeout: float = DIAL_TIMEOUT) -> PeerId:
         """Dial one address. Raises AddressError, or UnreachableError with the verdict."""
@@ -343,21 +318,8 @@ class Host:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _probe(target: Address) -> None:
-    """A bare TCP dial first: it tells `refused` from `timeout`, and p2pd would remember a failure and back off."""
-    if target.transport != "tcp" or target.relayed:
-        return
-    _, writer = await asyncio.open_connection(target.host, target.port)
-    writer.transport.abort()
-
-
-_VERDICTS: tuple[tuple[str, Verdict], ...] = (
-    ("peer id mismatch", Verdict.WRONG_PEER),
-    ("connection refused", Verdict.REFUSED),
-    ("i/o timeout", Verdict.TIMEOUT),
-    ("deadline exceeded", Verdict.TIMEOUT),
-)
-
-
-def _verdict(cause: str) -> Verdict:
-    return next((verdict for text, verdict in _VERDICTS if text in cause), Verdict.UNREACHABLE)
+def _reachability(relay: Relay, client_mode: bool) -> str | None:
+    """What libp2p should take for granted; it relays only when public, and asks for relays only when private."""
+    if relay is Relay.SERVE:
+        return "public"
+    return "private" if relay is Relay.USE and client_mode else None

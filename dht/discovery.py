@@ -1,0 +1,191 @@
+"""Finding the peers of a run on the Kademlia DHT (hivemind's `DHTNode`, in-process on the host's daemon)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from hivemind.dht import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+from hivemind.utils import MSGPackSerializer
+
+from dht.clock import Clock
+from dht.errors import ProtocolError, UnreachableError
+from dht.host import Host
+from dht.identity import Identity
+from dht.records import MAX_PER_KEY, PeerRecord, RecordGate, current, key_text, open_record, seal_record
+
+TTL = 120
+"""Seconds that an announcement lives; it is renewed at a third of that."""
+DHT_TIMEOUT = 10.0
+START_TIMEOUT = 30.0
+_STOP_TIMEOUT = 3.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a peer announces about itself: last certified round, its hash, and bytes per second it can carry."""
+
+    round: int = 0
+    hash: bytes = bytes(32)
+    capacity: int = 0
+
+
+class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
+    """Lets the DHT store and return nothing but signed peer records in their right place."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._gate = RecordGate(clock)
+
+    def validate(self, record: DHTRecord) -> bool:
+        """Called for every record before it is stored here and again for every record that a search returns."""
+        try:
+            frame, subkey = MSGPackSerializer.loads(record.value), MSGPackSerializer.loads(record.subkey)
+            if not isinstance(frame, bytes) or not isinstance(subkey, bytes):
+                return False
+            found = self._gate.admit(record.key, subkey, frame, record.expiration_time)
+            if record.key != _dht_key(found.run):
+                return False
+            self._gate.make_room(record.key, subkey, record.expiration_time)
+        except ProtocolError as error:
+            _log.debug("a DHT record was refused: %s", error.message)
+            return False
+        except Exception as error:  # strangers' msgpack fails in many ways
+            _log.debug("a DHT record was refused: %r", error)
+            return False
+        return True
+
+
+class Discovery:
+    """Our node of the DHT. `await Discovery.start(...)` makes one; bootstrap servers run it without a run."""
+
+    def __init__(self, node: DHTNode, host: Host, clock: Clock) -> None:
+        self._node, self._host, self._clock = node, host, clock
+        self._run_id = bytes(32)
+        self._identity: Identity | None = None
+        self._announcing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        host: Host,
+        run_id: bytes | None,
+        identity: Identity | None,
+        clock: Clock,
+        *,
+        bootstrap: Sequence[str] = (),
+        client_mode: bool = False,
+    ) -> Discovery:
+        """Join the DHT through `bootstrap` (dial them first; those that do not answer are left out).
+
+        Without a run id and identity the node serves others only. Raises UnreachableError.
+        """
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                node = await DHTNode.create(
+                    p2p=host.p2p,
+                    initial_peers=list(bootstrap) or None,
+                    client_mode=client_mode,
+                    record_validator=SignedRecords(clock),
+                    ensure_bootstrap_success=False,
+                    strict=False,
+                    cache_refresh_before_expiry=0,
+                )
+        except TimeoutError:
+            raise UnreachableError("the DHT node did not start", remedy="try again") from None
+        discovery = cls(node, host, clock)
+        discovery._run_id, discovery._identity = run_id or bytes(32), identity
+        return discovery
+
+    async def join(self, addresses: Sequence[str]) -> int:
+        """Make more peers known to our node; returns how many answered. Addresses must have been dialled."""
+        from hivemind.p2p import PeerID
+
+        peers = [PeerID.from_base58(address.rsplit("/p2p/", 1)[1]) for address in addresses]
+        answers = await asyncio.gather(*(self._node.protocol.call_ping(peer) for peer in peers))
+        return sum(answer is not None for answer in answers)
+
+    async def announce(self, head: Head, *, ttl: int = TTL) -> bool:
+        """Store our record once, for `ttl` seconds; returns whether any node keeps it. Raises UnreachableError."""
+        if self._identity is None:
+            raise ValueError("a node without an identity has nothing to announce")
+        now = int(self._clock.wall())
+        record = PeerRecord(
+            run=self._run_id,
+            peer=bytes(self._identity.peer_id),
+            addresses=(await self._host.refresh_addresses())[:16],
+            head_round=head.round,
+            head_hash=head.hash,
+            capacity=head.capacity,
+            issued=now,
+            expires=now + ttl,
+        )
+        try:
+            async with asyncio.timeout(DHT_TIMEOUT):
+                stored: bool = await self._node.store(
+                    key_text(self._run_id),
+                    seal_record(self._identity, record),
+                    expiration_time=float(record.expires),
+                    subkey=bytes(self._identity.peer_id),
+                )
+        except TimeoutError:
+            return False
+        return stored
+
+    def keep_announcing(self, head: Callable[[], Head], *, ttl: int = TTL) -> None:
+        """Announce now and again at every third of `ttl`, until `stop`."""
+
+        async def work() -> None:
+            while True:
+                try:
+                    if not await self.announce(head(), ttl=ttl):
+                        _log.info("nobody keeps our announcement yet")
+                except UnreachableError as error:
+                    _log.warning("cannot announce: %s", error.message)
+                await asyncio.sleep(ttl / 3)
+
+        self._announcing = asyncio.get_running_loop().create_task(work())
+
+    async def find(self) -> tuple[PeerRecord, ...]:
+        """Valid, current records of the run's other peers, newest first. Their addresses are told to the host."""
+        try:
+            async with asyncio.timeout(DHT_TIMEOUT):
+                found = await self._node.get(key_text(self._run_id), latest=True)
+        except TimeoutError:
+            return ()
+        records = [] if found is None or not isinstance(found.value, dict) else list(self._valid(found.value))
+        for record in records:
+            self._host.learn(record.peer_id, record.addresses)
+        return tuple(sorted(records, key=lambda record: (-record.issued, record.peer)))
+
+    async def stop(self) -> None:
+        """Leave the DHT; the host stays. Safe to call twice."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+            await asyncio.gather(self._announcing, return_exceptions=True)
+            self._announcing = None
+        if not self._host.daemon_died.is_set():  # hivemind would wait for the dead daemon's answer
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_TIMEOUT):
+                    await self._node.shutdown()
+
+    def _valid(self, values: dict[Any, Any]) -> list[PeerRecord]:
+        records = []
+        for subkey, (frame, _) in list(values.items())[:MAX_PER_KEY]:
+            try:
+                record = open_record(frame, self._clock)
+            except (ProtocolError, TypeError):
+                continue
+            if record.peer == subkey and record.run == self._run_id and current(record, self._clock):
+                records.append(record)
+        return [record for record in records if record.peer != self._host.peer_id]
+
+
+def _dht_key(run_id: bytes) -> bytes:
+    return bytes(DHTID.generate(source=key_text(run_id)).to_bytes())

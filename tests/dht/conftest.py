@@ -1,0 +1,44 @@
+"""Real libp2p hosts for the tests that need them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dht.host import Host
+from dht.identity import Identity
+
+StartHost = Callable[..., Awaitable[Host]]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
+
+@pytest.fixture
+def until() -> Until:
+    """`await until(condition)`: returns once it holds; TimeoutError after 20 s."""
+
+    async def wait(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110  (for what other processes do there is no event)
+                await asyncio.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
+async def start_host(tmp_path: Path) -> AsyncIterator[StartHost]:
+    """`await start_host("name", **options)`: a host with an identity of that name, stopped at the end."""
+    hosts: list[Host] = []
+
+    async def start(name: str, **options: Any) -> Host:
+        path = tmp_path / f"{name}.key"
+        Identity.load_or_create(path)
+        hosts.append(await Host.start(path, **options))
+        return hosts[-1]
+
+    yield start
+    for host in hosts:
+        await host.stop()
