@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import msgpack
@@ -24,10 +25,12 @@ from numpy.typing import NDArray
 from dht import merkle
 from dht.errors import ConfigError, IncompatibleRunError, ProtocolError, Refusal
 from peer.outer import OuterStep, Vector, require_ieee
+from peer.paging import PagedVector
 
 CHUNK_BYTES = 256 * 1024
 SLICE = CHUNK_BYTES // 4  # float32 elements in one chunk
 SCALE_BLOCK = 4096
+_RELEASE_EVERY = 64  # slices, 2 x 16 MiB
 _FLOAT = np.dtype("<f4")
 
 
@@ -106,6 +109,7 @@ class CanonicalState:
         self.parameters = _vector(parameters, schema.elements)
         self.momentum = _vector(momentum, schema.elements)
         self.scales = _vector(scales, schema.blocks)
+        self._pages: tuple[PagedVector, ...] = ()
         self._header = memoryview(schema.header)
         self._leaves = self._hashed()
 
@@ -135,6 +139,20 @@ class CanonicalState:
             raise ProtocolError(Refusal.BAD_HASH, "the chunks do not have the root they should have")
         return state
 
+    def page_out(self, folder: Path) -> None:
+        """Move parameters and momentum into unlinked files in `folder`, so that `release` can free their memory.
+
+        Arrays taken from this state before are no longer its own. Raises StorageError.
+        """
+        self._pages = tuple(PagedVector(vector, folder) for vector in (self.parameters, self.momentum))
+        self.parameters, self.momentum = (pages.array for pages in self._pages)
+        self.release()
+
+    def release(self) -> None:
+        """Give back memory that the state does not need until it is next read; does nothing before `page_out`."""
+        for pages in self._pages:
+            pages.release()
+
     def chunk(self, index: int) -> memoryview:
         """The bytes of one chunk, a view that later changes show through. Raises IndexError."""
         section, start, stop = self.schema.chunks[index]
@@ -145,7 +163,11 @@ class CanonicalState:
 
     def chunks(self) -> Iterator[memoryview]:
         """All chunks in order."""
-        return (self.chunk(index) for index in range(len(self.schema.chunks)))
+        for index in range(len(self.schema.chunks)):
+            yield self.chunk(index)
+            if index % _RELEASE_EVERY == 0:
+                self.release()
+        self.release()
 
     def leaves(self) -> tuple[bytes, ...]:
         """Leaf hash of every chunk."""
@@ -228,6 +250,9 @@ class CanonicalState:
             if apply:
                 self.parameters[here] = new_parameters
                 self.momentum[here] = new_momentum
+            if start % (_RELEASE_EVERY * SLICE) == 0:
+                self.release()
+        self.release()
         head = -(-len(self._header) // CHUNK_BYTES)
         return [*self._leaves[:head], *parameters, *momentum]
 

@@ -69,7 +69,6 @@ class StateStore:
         """Open or create. Removes what an interrupted write left. Raises StorageError."""
         self.folder = folder
         self.schema = schema
-        self._served: dict[int, tuple[NDArray[np.uint8], tuple[bytes, ...]]] = {}
         self._segments: list[tuple[tuple[bytes, ...], str]] = []
         with storage_errors(folder):
             for name in ("rounds", "chain", "local"):
@@ -100,7 +99,6 @@ class StateStore:
                 write_file(partial / "leaves.bin", leaves)
                 index = {"round": round_number, "root": root.hex(), "run": self.schema.run_id.hex(), "bytes": size}
                 write_index(partial, index | {"segments": segments})
-            self._served.pop(round_number, None)
             self._prune()
 
     def load_newest(self, certified: Callable[[StoredRound], None] | None = None) -> StoredRound | None:
@@ -133,26 +131,24 @@ class StateStore:
         """Rounds on disk, oldest first."""
         return sorted(int(path.name) for path in (self.folder / "rounds").iterdir() if path.name.isdecimal())
 
-    def chunk(self, round_number: int, index: int) -> memoryview | None:
+    def chunk(self, round_number: int, index: int) -> bytes | None:
         """A chunk of a kept round straight from disk, for peers that catch up; None when it is not kept."""
-        served = self._serve(round_number)
-        if served is None or not 0 <= index < len(served[1]):
+        if not 0 <= index < len(self.schema.chunks):
             return None
-        return _chunk(served[0], self.schema, index)
+        try:
+            # Read, not mapped: pages that strangers ask for would count as this peer's memory.
+            with (self.folder / "rounds" / _name(round_number) / "state.bin").open("rb") as file:
+                file.seek(self.schema.offset(index))
+                return file.read(self.schema.chunk_length(index))
+        except OSError:
+            return None
 
     def leaves(self, round_number: int) -> tuple[bytes, ...] | None:
         """Leaf hashes of a kept round, or None."""
-        served = self._serve(round_number)
-        return None if served is None else served[1]
-
-    def _serve(self, number: int) -> tuple[NDArray[np.uint8], tuple[bytes, ...]] | None:
-        if number not in self._served:
-            try:
-                path = self.folder / "rounds" / _name(number)
-                self._served[number] = _mapped(path / "state.bin"), _split((path / "leaves.bin").read_bytes())
-            except OSError:
-                return None
-        return self._served[number]
+        try:
+            return _split((self.folder / "rounds" / _name(round_number) / "leaves.bin").read_bytes())
+        except OSError:
+            return None
 
     def _load(self, number: int) -> StoredRound:
         path = self.folder / "rounds" / _name(number)
@@ -177,13 +173,11 @@ class StateStore:
         with storage_errors(self.folder):
             shutil.rmtree(self.folder / "damaged", ignore_errors=True)
             (self.folder / "rounds" / _name(number)).rename(self.folder / "damaged")
-            self._served.pop(number, None)
 
     def _prune(self) -> None:
         """Keep the newest rounds and the chain segments that they refer to."""
         rounds = self.rounds()
         for number in rounds[:-KEPT_ROUNDS]:
-            self._served.pop(number, None)
             discard(self.folder / "rounds" / _name(number))
         needed: set[str] = set()
         for number in rounds[-KEPT_ROUNDS:]:

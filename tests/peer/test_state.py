@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht import merkle
-from dht.errors import ConfigError, IncompatibleRunError, ProtocolError, Refusal, RoundError
+from dht.errors import ConfigError, IncompatibleRunError, ProtocolError, Refusal, RoundError, StorageError
 from peer.outer import OuterStep
 from peer.state import CHUNK_BYTES, CanonicalState, StateSchema, check_chunk
 
@@ -209,3 +210,43 @@ def test_a_header_over_one_chunk_is_cut_too():
     root = state.root_after([np.ones(4000, np.float32)], STEP, np.ones(1, np.float32))
     assert state.advance([np.ones(4000, np.float32)], STEP, np.ones(1, np.float32)) == root
     assert CanonicalState.from_chunks(schema, list(state.chunks()), root).root() == root
+
+
+def resident(address: int, size: int) -> int:
+    """Bytes of the mappings that hold [address, address + size) which are in this process's memory (Linux)."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if matched := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(matched[1], 16) <= address and address + size <= int(matched[2], 16)
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's smaps")
+def test_a_paged_state_is_the_same_state_and_gives_its_memory_back(tmp_path):
+    state, paged = make(), make()
+    paged.page_out(tmp_path)
+    assert list(tmp_path.iterdir()) == []  # unlinked: nothing to clean up
+    where = paged.parameters.ctypes.data, paged.parameters.nbytes
+    assert resident(*where) == 0
+    for step in range(3):
+        root = paged.root_after([gradient(step)], STEP, scales())
+        assert (
+            paged.advance([gradient(step)], STEP, scales()) == root == state.advance([gradient(step)], STEP, scales())
+        )
+        assert resident(*where) == 0
+    assert paged.parameters.tobytes() == state.parameters.tobytes()
+    assert resident(*where) >= paged.parameters.nbytes
+    assert [bytes(chunk) for chunk in paged.chunks()] == [bytes(chunk) for chunk in state.chunks()]
+    assert resident(*where) == 0
+    other = make(9)
+    for index in paged.differing(other.leaves()):
+        paged.replace_chunk(index, other.chunk(index), other.leaves()[index])
+    paged.release()
+    assert CanonicalState(SCHEMA, paged.parameters, paged.momentum, paged.scales).root() == other.root()
+
+
+def test_no_room_for_a_paged_state(tmp_path):
+    with pytest.raises(StorageError, match="no room"):
+        make().page_out(tmp_path / "nowhere")
