@@ -119,6 +119,7 @@ class Driver:
         self._working = asyncio.Lock()
         self._unreachable: dict[PeerId, int] = {}
         self._stopped = False
+        self._unmasking = b""
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.on_unreachable: Callable[[PeerId], None] = lambda peer: None
 
@@ -129,6 +130,21 @@ class Driver:
     def learned(self, peers: list[PeerId]) -> None:
         """Discovery found these peers."""
         self._feed(lambda: self.participant.learned(peers))
+
+    def run_alone(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run some work of the observer while no other work of the learner runs; it waits its turn."""
+
+        async def job() -> None:
+            async with self._working:
+                await work
+
+        self._spawn(job())
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until what is being sent has arrived, at most `timeout` seconds: the others may need it."""
+        sending = {task for task in self._tasks if task is not asyncio.current_task()}
+        if sending:
+            await asyncio.wait(sending, timeout=timeout)
 
     async def stop(self) -> None:
         """End all work and timers. What is on disk stays as the last commit left it."""
@@ -175,6 +191,10 @@ class Driver:
     def _perform(self, actions: Iterable[ParticipantAction]) -> None:
         for action in actions:
             self._do(action)
+        cohort = self.participant.current.cohort if self.participant.current else None
+        if cohort is not None and cohort.certified is not None and cohort.sid != self._unmasking:
+            self._unmasking = cohort.sid
+            self._observer.step(cohort.roster.round, cohort.roster.attempt, "unmask")
 
     def _do(self, action: ParticipantAction) -> None:
         match action:
@@ -190,6 +210,7 @@ class Driver:
                 self._observer.note(text, peer)
             case Joined():
                 self._observer.joined(action)
+                self._observer.step(action.round, action.attempt, "shares")
             case Decided():
                 self._observer.decided(action, self.participant.cohort(action.record.sid))
             case _:
@@ -245,6 +266,7 @@ class Driver:
                 for to in receivers:
                     parts = cohort.payload(BulkKind.MASKED, chunk).parts()
                     sending.add(self._spawn(self._send_bulk(to, parts, cohort)))
+        self._observer.step(cohort.roster.round, cohort.roster.attempt, "survivors")
         self._feed(lambda: self.participant.uploaded(sid))
 
     async def _mask(self, cohort: Cohort, chunk: int) -> None:

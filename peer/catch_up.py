@@ -1,8 +1,8 @@
 """Catching up: a certified state from several donors, chunk by chunk, each checked against the root.
 
-No donor is believed. The joiner asks for the leaf hashes of the state (they must have the certified root), fetches only the chunks that
-differ from what it holds, spread over the donors, and refuses every chunk whose proof does not lead to the root. A
-donor that gave a wrong chunk is not asked again for this state.
+No donor is believed. The joiner asks for the leaf hashes of the state (they must have the certified root), fetches
+only the chunks that differ from what it holds, spread over the donors, and refuses every chunk whose proof does not
+lead to the root. A donor that gave a wrong chunk is not asked again for this state.
 """
 
 from __future__ import annotations

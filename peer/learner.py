@@ -28,12 +28,14 @@ from averaging.params import RunParams
 from averaging.record import Record
 from averaging.scales import UNKNOWN
 from averaging.trailer import Statistics, Totals, pack, unpack
+from dht import merkle
 from dht.errors import StorageError
 from dht.identity import PeerId
 from dht.transport import Transport
-from dht.wire import digest, encode
+from dht.wire import digest
 from peer.catch_up import CatchUp, Haul
 from peer.data import TokenData
+from peer.history import chain_frames
 from peer.manifest import Manifest
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
@@ -89,6 +91,7 @@ class Learner:
         self.train_seconds = 0.0
         self.train_loss = math.nan
         self.total_tokens = 0
+        self.round = 0
         trainer.set_parameters(state.parameters)
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -279,7 +282,8 @@ class Learner:
         self._trainer.set_parameters(self.state.parameters)
         self._folded = False
         self._prepared = None
-        self.save_local(record.round)
+        self.round = record.round
+        self.save_local()
 
     async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
         """Adopt a certified state that I did not commit: from my own prepared sums, else chunk by chunk from donors."""
@@ -303,15 +307,37 @@ class Learner:
 
     # --- across restarts ----------------------------------------------------------------------------------------
 
-    def save_local(self, round_: int) -> None:
-        """Save residual, optimizer and data position, bound to this certified round. Raises StorageError."""
+    def save_genesis(self, chain: Chain) -> None:
+        """Store the founding's state, which I hold, so that who starts from other first weights can fetch it."""
+        if not self.store.rounds() and self.state.root() == chain.record(0).state_root:
+            frames = chain_frames(chain)[:1]
+            self.store.save(0, self.state.root(), self.state.leaves(), self.state.chunks(), frames)
+
+    async def leave(self) -> None:
+        """Stop training and save what was learned since the last certified round."""
+        self.interrupt()
+        await asyncio.to_thread(self._leave)
+
+    def _leave(self) -> None:
+        if self.store.rounds() and self.state.root() == self.store_root():
+            self._fold()
+            self.save_local()
+
+    def store_root(self) -> bytes:
+        """Root of the newest state on disk."""
+        leaves = self.store.leaves(self.store.rounds()[-1])
+        return merkle.root(leaves) if leaves else b""
+
+    def save_local(self) -> None:
+        """Save residual, optimizer and data position, bound to the last adopted round. Raises StorageError."""
         trained = self._trainer.state()
         facts = {"trainer": trained.facts, "tokens": self._tokens, "total": self.total_tokens}
         arrays = {"residual": self._residual, **{f"trainer/{name}": value for name, value in trained.arrays.items()}}
-        self.store.save_local(LocalState(round_, self.state.root(), arrays, facts))
+        self.store.save_local(LocalState(self.round, self.state.root(), arrays, facts))
 
     def load_local(self, round_: int) -> bool:
         """Go on with what was saved after this certified round; whether there was something."""
+        self.round = round_
         local = self.store.load_local(round_, self.state.root())
         if local is None:
             return False
@@ -321,12 +347,6 @@ class Learner:
         self._trainer.restore(TrainerState(moments, dict(local.facts["trainer"])))
         self._tokens, self.total_tokens = int(local.facts["tokens"]), int(local.facts["total"])
         return True
-
-
-def chain_frames(chain: Chain) -> list[bytes]:
-    """The chain as frames for the store: the founding envelope, then each record with its certificate."""
-    decisions = (chain.decision(round_) for round_ in range(1, chain.head.round + 1))
-    return [encode(chain.founding), *(encode(decision) for decision in decisions if decision is not None)]
 
 
 def _signs(sid: bytes) -> bytes:

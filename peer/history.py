@@ -1,0 +1,36 @@
+"""The certified chain as it lies on disk: written as frames with every state, checked again when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from averaging.ballots import Decision
+from averaging.chain import Chain, unpack
+from dht.envelope import Envelope
+from dht.errors import StorageError
+from dht.identity import PeerId
+from dht.wire import decode_as, encode
+from peer.store import StoredRound
+
+
+def chain_frames(chain: Chain) -> list[bytes]:
+    """The chain as frames for the store: the founding envelope, then each record with its certificate."""
+    decisions = (chain.decision(round_) for round_ in range(1, chain.head.round + 1))
+    return [encode(chain.founding), *(encode(decision) for decision in decisions if decision is not None)]
+
+
+def open_chain(frames: Sequence[bytes], run: bytes, founder: PeerId) -> Chain:
+    """The chain of stored frames. Raises ProtocolError when a link is not certified, StorageError when it is empty."""
+    if not frames:
+        raise StorageError("the stored state has no chain")
+    chain = Chain(run, founder, decode_as(Envelope, frames[0]))
+    for frame in frames[1:]:
+        chain.append(*unpack(decode_as(Decision, frame)))
+    return chain
+
+
+def certify(stored: StoredRound, run: bytes, founder: PeerId) -> None:
+    """For `StateStore.load_newest`: raises unless the stored chain certifies exactly this state in this round."""
+    head = open_chain(stored.frames, run, founder).head
+    if (head.round, head.state_root) != (stored.round, stored.root):
+        raise StorageError(f"its chain certifies another state than that of round {stored.round}")

@@ -1,0 +1,367 @@
+"""A running peer: the one place where its parts are made, connected, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from averaging.cohort import Cohort
+from averaging.driver import Driver
+from averaging.guard import SqliteGuard
+from averaging.layout import Layout
+from averaging.params import Deadlines, RunParams
+from averaging.participant import Participant
+from averaging.work import Decided, Joined
+from dht.addressbook import AddressBook, find_a_way_in
+from dht.clock import SystemClock
+from dht.discovery import Discovery, Head
+from dht.errors import DataError, UnreachableError
+from dht.host import Host, Relay
+from dht.identity import Identity, PeerId
+from peer.catch_up import Donor
+from peer.config import PeerConfig
+from peer.data import TokenBatches, TokenData, open_data
+from peer.events import Reporter
+from peer.history import certify, open_chain
+from peer.learner import Learner
+from peer.manifest import Manifest
+from peer.model import build_model, check_fit
+from peer.state import CanonicalState
+from peer.store import StateStore
+from peer.tokenizer import load_tokenizer
+from peer.trainer import Trainer
+
+log = logging.getLogger(__name__)
+_SEARCH_SOON, _SEARCH_LATER = 0.5, 15.0
+_LINGER = 3.0
+
+
+def run_params(manifest: Manifest, parameters: int) -> RunParams:
+    """What the averaging protocol needs of the manifest, for a model with so many trained parameters."""
+    limits = manifest.cohort.deadlines
+    return RunParams(
+        run=manifest.run_id,
+        founder=manifest.founder,
+        layout=Layout(parameters, manifest.codec.ring_bits, manifest.codec.chunk_elements),
+        genesis_peers=manifest.run.genesis_peers,
+        target=manifest.cohort.target,
+        minimum=manifest.cohort.minimum,
+        weight_cap=manifest.train.tokens_per_round,
+        reducer_copies=manifest.cohort.reducer_copies,
+        deadlines=Deadlines(
+            limits.join,
+            limits.shares,
+            limits.train,
+            limits.upload,
+            limits.survivors,
+            limits.unmask,
+            limits.sums,
+            limits.commit,
+        ),
+    )
+
+
+async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, stop: asyncio.Event) -> None:
+    """Join the run and take part until `stop` is set or `config.rounds` is reached.
+
+    Raises the errors of `dht.errors`: ConfigError, DataError, UnreachableError, StorageError and so on.
+    """
+    identity = Identity.load(config.identity_path)
+    trainer, heldout = await asyncio.to_thread(_make_trainer, config, manifest)
+    host = await Host.start(
+        config.identity_path,
+        listen=config.listen,
+        bootstrap=config.bootstrap,
+        announce=config.announce,
+        client_mode=config.client_mode,
+        relay=Relay.USE,
+    )
+    node = None
+    try:
+        guard = SqliteGuard(config.data_dir / "guard.sqlite")
+        node = await asyncio.to_thread(_assemble, config, manifest, identity, trainer, heldout, host, guard, reporter)
+        await node.run(stop)
+    finally:
+        if node is not None:
+            await node.close()
+        await host.stop()
+
+
+def _make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, TokenData | None]:
+    tokenizer = load_tokenizer(manifest)
+    if not config.data:
+        raise DataError("no training data is given", remedy="name a file, folder or dataset with --data")
+    cache = config.data_dir / "tokens"
+    data = open_data(config.data, manifest, tokenizer, cache=cache)
+    try:
+        heldout: TokenData | None = open_data(config.data, manifest, tokenizer, "heldout", cache=cache)
+    except DataError as error:
+        log.warning("no held-out loss will be shown: %s", error.message)
+        heldout = None
+    model = build_model(manifest)
+    check_fit(model, tokenizer, manifest)
+    precision = None if config.precision == "auto" else config.precision
+    batches = TokenBatches(data, config.batch_size, config.seed)
+    return Trainer(model, batches, manifest, config.device, precision, config.threads or None), heldout
+
+
+def _assemble(
+    config: PeerConfig,
+    manifest: Manifest,
+    identity: Identity,
+    trainer: Trainer,
+    heldout: TokenData | None,
+    host: Host,
+    guard: SqliteGuard,
+    reporter: Reporter,
+) -> Node:
+    """Put a peer together from what is on disk, or from the first weights."""
+    schema = trainer.vector.schema(manifest.run_id)
+    params = run_params(manifest, schema.elements)
+    store = StateStore(state_folder(config.data_dir, manifest), schema)
+    stored = store.load_newest(lambda found: certify(found, manifest.run_id, manifest.founder))
+    if stored is None:
+        chain, state = None, CanonicalState.genesis(schema, trainer.local().copy(), manifest.first_clip)
+    else:
+        chain, state = open_chain(stored.frames, manifest.run_id, manifest.founder), store.load_state(stored)
+    learner = Learner(manifest, params, identity.peer_id, trainer, state, store, heldout, host)
+    if stored is not None:
+        learner.load_local(stored.round)
+    round_ = None if stored is None else stored.round
+    participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_)
+    return Node(config, manifest, identity, host, guard, participant, learner, reporter)
+
+
+class Node:
+    """The parts of one peer at work; also the `averaging.driver.Observer` that turns what happens into events."""
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        manifest: Manifest,
+        identity: Identity,
+        host: Host,
+        guard: SqliteGuard,
+        participant: Participant,
+        learner: Learner,
+        reporter: Reporter,
+    ) -> None:
+        self._config, self._manifest, self._identity, self._host = config, manifest, identity, host
+        self._guard, self._participant, self._learner, self._reporter = guard, participant, learner, reporter
+        self._clock = SystemClock()
+        self._book = AddressBook(config.data_dir / "addresses.json", self._clock)
+        self._donor = Donor(learner.store, self._round_of)
+        self._driver: Driver | None = None
+        self._discovery: Discovery | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._members: Sequence[PeerId] = ()
+        self._in_a_round = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._search_now = asyncio.Event()
+        self._began = self._uploading = time.monotonic()
+        self._traffic = (0, 0)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Meet the others and take part until `stop`, or the last round that was asked for."""
+        driver = self._driver = Driver(
+            self._participant, self._host, self._learner, self, threads=max(1, self._config.threads)
+        )
+        driver.on_unreachable = lambda peer: self._search_now.set()
+        self._host.serve(driver.on_frame, self._donor.answer)
+        self._reporter.event(
+            "started",
+            peer=str(self._identity.peer_id),
+            addresses=self._host.addresses(),
+            run=self._manifest.run_id.hex(),
+            round=self._participant.round,
+        )
+        driver.start()
+        meeting = asyncio.create_task(self._meet())
+        waits: list[asyncio.Future[object]] = [
+            asyncio.ensure_future(event.wait()) for event in (stop, self._finished, self._host.daemon_died)
+        ]
+        patience = asyncio.create_task(self._lose_patience())
+        self._tasks = [meeting, patience, *waits]  # type: ignore[list-item]
+        failures: list[asyncio.Future[None]] = [meeting, patience, driver.failed]
+        await asyncio.wait([*waits, *failures], return_when=asyncio.FIRST_COMPLETED)
+        for failure in failures:
+            if failure.done():
+                failure.result()  # raises what ended it
+        if self._host.daemon_died.is_set() and not stop.is_set():
+            raise UnreachableError("the libp2p daemon died", remedy="start run-peer again; nothing is lost")
+        await driver.drain(_LINGER)
+
+    async def close(self) -> None:
+        """Leave: end all work, save what was learned, say goodbye."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._learner.interrupt()
+        if self._driver is not None:
+            await self._driver.stop()
+            await self._learner.leave()
+        if self._discovery is not None:
+            await self._discovery.stop()
+        self._book.save()
+        self._guard.close()
+        self._reporter.event("stopped", round=self._learner.round, root=self._learner.state.root().hex())
+
+    async def _lose_patience(self) -> None:
+        """Raises UnreachableError when no round was joined within `join_timeout`; else never returns."""
+        if self._config.join_timeout:
+            try:
+                async with asyncio.timeout(self._config.join_timeout):
+                    await self._in_a_round.wait()
+            except TimeoutError:
+                raise UnreachableError(
+                    f"no round was joined within {self._config.join_timeout:g} s",
+                    remedy="run-peer doctor checks the way to the bootstrap; run-peer status says what it waits for",
+                ) from None
+        await asyncio.Event().wait()
+
+    async def _meet(self) -> None:
+        """Find a way in, then keep looking for the run's peers: often until in a round, then now and again."""
+        known: list[str] = []
+        if self._config.bootstrap or self._book.addresses():
+            results = await find_a_way_in(
+                self._host.dial, self._config.bootstrap, self._book, say=lambda text: self._wait(text)
+            )
+            known = [result.address for result in results]
+            for result in results:
+                self._reporter.event("bootstrap", address=result.address, verdict=str(result))
+        self._discovery = await Discovery.start(
+            self._host,
+            self._manifest.run_id,
+            self._identity,
+            self._clock,
+            bootstrap=known,
+            client_mode=self._config.client_mode,
+        )
+        self._discovery.keep_announcing(self._head)
+        while True:
+            await self._search(self._discovery)
+            pause = _SEARCH_LATER if self._in_a_round.is_set() else _SEARCH_SOON
+            self._search_now.clear()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._search_now.wait()
+                await asyncio.sleep(_SEARCH_SOON)
+            except TimeoutError:
+                continue
+
+    async def _search(self, discovery: Discovery) -> None:
+        try:
+            records = await discovery.find()
+        except UnreachableError as error:
+            log.warning("the search for peers failed: %s", error.message)
+            return
+        for record in records:
+            self._book.remember(record.peer_id, record.addresses)
+        if self._driver is not None:
+            self._driver.learned([record.peer_id for record in records])
+        if records:
+            self._book.save()
+
+    def _head(self) -> Head:
+        chain = self._participant.chain
+        return Head() if chain is None else Head(chain.head.round, chain.beacon)
+
+    def _round_of(self, root: bytes) -> int | None:
+        """The round on disk whose state has this root, for donors."""
+        chain = self._participant.chain
+        if chain is None:
+            return None
+        kept = (round_ for round_ in reversed(self._learner.store.rounds()) if round_ <= chain.head.round)
+        return next((round_ for round_ in kept if chain.record(round_).state_root == root), None)
+
+    def _wait(self, reason: str) -> None:
+        self._reporter.event("waiting", reason=reason)
+
+    # --- what happens -------------------------------------------------------------------------------------------
+
+    def joined(self, joined: Joined) -> None:
+        """In a roster."""
+        self._members = joined.members
+        self._in_a_round.set()
+        if self._participant.chain is not None:
+            self._learner.save_genesis(self._participant.chain)
+        self._reporter.event("joined", round=joined.round, members=[str(peer) for peer in joined.members])
+
+    def step(self, round_: int, attempt: int, name: str) -> None:
+        """A step begins."""
+        if name == "upload":
+            self._uploading = time.monotonic()
+        self._reporter.event("step", round=round_, attempt=attempt, step=name)
+
+    def note(self, text: str, peer: PeerId | None) -> None:
+        """Something worth a log line."""
+        log.info("%s%s", f"{peer.short}: " if peer else "", text)
+        if peer is None:
+            self._wait(text)
+        else:
+            self._reporter.event("refused", peer=str(peer), reason=text)
+
+    def decided(self, decided: Decided, cohort: Cohort | None) -> None:
+        """The committee has decided; a void round ends here, another one when its state is adopted."""
+        if decided.record.void:
+            self._report_round(decided.record.round, None)
+
+    def settled(self, round_: int) -> None:
+        """The state of a round is adopted: measure it, report, and leave if it was the last one."""
+        if (haul := self._learner.haul) is not None:
+            self._learner.haul = None
+            self._reporter.event(
+                "caught_up",
+                round=round_,
+                root=self._learner.state.root().hex(),
+                chunks=haul.chunks,
+                bytes=haul.size,
+                donors=[str(peer) for peer in haul.donors],
+            )
+        assert self._driver is not None
+        self._driver.run_alone(self._measure(round_))
+
+    async def _measure(self, round_: int) -> None:
+        self._report_round(round_, await self._learner.evaluate())
+        if self._config.rounds and round_ >= self._config.rounds:
+            self._finished.set()
+
+    def _report_round(self, round_: int, heldout_loss: float | None) -> None:
+        chain = self._participant.chain
+        assert chain is not None
+        record = chain.record(round_)
+        now, total = time.monotonic(), self._host.counters.total()
+        train = self._learner.train_seconds
+        aggregate = max(0.0, now - self._uploading)
+        up, down = total.up - self._traffic[0], total.down - self._traffic[1]
+        self._reporter.event(
+            "round",
+            round=round_,
+            void=record.void,
+            survivors=[str(peer) for peer in record.members()],
+            members=[str(peer) for peer in self._members],
+            heldout_loss=heldout_loss,
+            train_loss=self._learner.train_loss,
+            tokens=self._learner.total_tokens,
+            bytes_up=up,
+            bytes_down=down,
+            seconds={
+                "train": train,
+                "aggregate": aggregate,
+                "wait": max(0.0, now - self._began - train - aggregate),
+            },
+            root=record.state_root.hex(),
+            state_bytes=sum(self._learner.state.schema.sections),
+        )
+        self._began, self._traffic = now, (total.up, total.down)
+
+
+def state_folder(data_dir: Path, manifest: Manifest) -> Path:
+    """Where a peer keeps the certified states of a run."""
+    return data_dir / "state" / manifest.run_id.hex()[:16]
