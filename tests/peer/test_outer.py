@@ -55,9 +55,7 @@ def test_slicing_changes_no_byte(cuts):
     step = OuterStep(0.7, 0.9)
     whole = step.apply_slice(parameters, velocity, gradient)
     edges = [0, *cuts, 1000]
-    parts = [
-        step.apply_slice(parameters[a:b], velocity[a:b], gradient[a:b]) for a, b in itertools.pairwise(edges)
-    ]
+    parts = [step.apply_slice(parameters[a:b], velocity[a:b], gradient[a:b]) for a, b in itertools.pairwise(edges)]
     for index in (0, 1):
         assert np.concatenate([part[index] for part in parts]).tobytes() == whole[index].tobytes()
 
