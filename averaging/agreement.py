@@ -231,7 +231,7 @@ class Agreement:
             or self.committee.proposer(self.view) != self._me.peer_id
         ):
             return False
-        if memory.own or self._box.log(self.view).proposal is not None or self._proof_view() >= self.view:
+        if self._box.log(self.view).proposal is not None or self._proof_view() >= self.view:
             return False
         self._may_propose = False
         proposal = self._my_proposal()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from averaging.ballots import MAX_COMMITTEE, NIL, PRECOMMIT, PREVOTE, Ballot, Certificate, ProofOfLock
+from averaging.ballots import MAX_COMMITTEE, PRECOMMIT, PREVOTE, Ballot, Certificate, ProofOfLock
 from averaging.record import Record, record_hash
 from dht import identity
 from dht.envelope import signed_digest
@@ -40,7 +40,7 @@ def verify(certificate: Certificate, record: Record, committee: Sequence[PeerId]
     """Raises ProtocolError (BAD_CERTIFICATE) unless a quorum of `committee` precommitted `record` in one view."""
     if record.run != run or certificate.round != record.round:
         raise ProtocolError(Refusal.BAD_CERTIFICATE, f"a certificate of round {certificate.round} for another round")
-    if certificate.value == NIL or certificate.value != record.hash():
+    if certificate.value != record.hash():
         raise ProtocolError(Refusal.BAD_CERTIFICATE, "the certificate is for another record")
     ballot = Ballot(certificate.round, certificate.view, PRECOMMIT, certificate.value)
     verify_quorum(ballot, certificate.signers, certificate.signatures, committee, run)

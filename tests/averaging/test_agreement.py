@@ -27,6 +27,7 @@ from averaging.ballots import (
     DecisionRequest,
     Gossip,
     Memory,
+    ProofOfLock,
     Proposal,
 )
 from averaging.certificate import proposers, verify
@@ -227,6 +228,25 @@ def test_a_lock_yields_to_a_newer_proof_and_to_nothing_else(guard: MemoryGuard):
     assert feed(machine, reproposal(3, OTHER, 1, (0, 2, 3))) == [Ballot(1, 3, PREVOTE, OTHER.hash())]
 
 
+def test_a_lock_does_not_yield_to_an_older_proof(guard: MemoryGuard):
+    machine = started(KEYS[1], guard)
+    at_view(machine, 2)
+    votes = (ballot(0, 2, PREVOTE, MINE.hash()), ballot(2, 2, PREVOTE, MINE.hash()))
+    assert feed(machine, proposal(2, MINE), *votes)[-1] == Ballot(1, 2, PRECOMMIT, MINE.hash())
+    at_view(machine, 3)
+    assert feed(machine, reproposal(3, OTHER, 1, (0, 2, 3))) == [Ballot(1, 3, PREVOTE, NIL)]
+
+
+def test_who_is_behind_a_proof_does_not_propose_on_top_of_it(guard: MemoryGuard):
+    mine: list[Record] = []
+    machine = started(KEYS[0], guard, propose=lambda: mine[0] if mine else None)
+    body = reproposal(3, OTHER, 1, (1, 2, 3)).message()
+    proof = ProofOfLock(1, 1, body.value, body.record, body.signers, body.signatures)
+    assert feed(machine, sign(KEYS[2], Gossip(1, (), (), (proof,)))) == []
+    mine.append(MINE)
+    assert said(machine.revalidate()) == []
+
+
 def test_a_lock_allows_the_same_record_without_a_proof(guard: MemoryGuard):
     machine = started(KEYS[1], guard)
     lock(machine)
@@ -406,6 +426,10 @@ def unbacked(record: Record) -> Decision:
         (sign(KEYS[0], unbacked(OTHER)), Refusal.BAD_CERTIFICATE),
         (sign(KEYS[0], unbacked(replace(OTHER, round=2))), Refusal.STALE),
         (sign(KEYS[0], Gossip(1, (sign(STRANGER, Ballot(1, 0, 0, NIL)),), (), ())), Refusal.NOT_A_MEMBER),
+        (
+            sign(KEYS[0], Gossip(1, (replace(ballot(2, 0, 0, NIL), signature=bytes(64)),), (), ())),
+            Refusal.BAD_SIGNATURE,
+        ),
         (sign(KEYS[0], Gossip(1, (sign(KEYS[2], DecisionRequest(1)),), (), ())), Refusal.UNEXPECTED),
         (sign(KEYS[0], Gossip(1, (sign(KEYS[2], Ballot(2, 0, 0, NIL), round_=2),), (), ())), Refusal.STALE),
     ],

@@ -17,7 +17,7 @@ from random import Random
 from averaging import certificate as certificates
 from averaging.actions import CancelTimer, Send, SetTimer, TimerKey
 from averaging.agreement import Agreement, Timeouts, Verdict
-from averaging.ballots import PRECOMMIT, PREVOTE, Ballot, Certificate, Decision, Proposal
+from averaging.ballots import PRECOMMIT, PREVOTE, Ballot, Certificate, Decision, Gossip, Proposal
 from averaging.guard import MemoryGuard
 from averaging.record import Record, Survivor, found, void_record
 from dht.envelope import Envelope, seal
@@ -407,7 +407,8 @@ class Liar:
         fake = Certificate(ROUND, 0, record.hash(), signers, junk)
         stolen = replace(self._sign(Ballot(ROUND, 0, PRECOMMIT, record.hash())), sender=bytes(self._victim()))
         proposal = Proposal(ROUND, 3, record.hash(), 1, encode(record), signers, junk)
-        for body in (Decision(encode(record), encode(fake)), proposal):
+        whisper = Gossip(ROUND, (stolen,), (), ())
+        for body in (Decision(encode(record), encode(fake)), proposal, whisper):
             self._send(self.random.choice(self.others), self._sign(body))
         self._send(self.random.choice(self.others), stolen)
 
