@@ -7,11 +7,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dht.clock import SystemClock
 from dht.errors import ProtocolError, Refusal, UnreachableError
 from dht.identity import Identity, PeerId
 from dht.lock import FolderLock
+
+if TYPE_CHECKING:
+    from dht.host import Host
 
 IDENTITY_NAME = "identity.key"
 _log = logging.getLogger(__name__)
@@ -53,7 +57,7 @@ async def serve(options: Options, on_ready: Callable[[Ready], None], stop: async
         )
         try:
             host.serve(_no_frames, _no_requests)
-            known = [address for address in options.bootstrap if await _dial(host.connect, address)]
+            known = await _reached(host, options.bootstrap)
             discovery = await Discovery.start(host, None, None, clock, bootstrap=known)
             on_ready(Ready(identity.peer_id, host.addresses()))
             try:
@@ -64,13 +68,12 @@ async def serve(options: Options, on_ready: Callable[[Ready], None], stop: async
             await host.stop()
 
 
-async def _dial(connect: Callable[[str], object], address: str) -> bool:
-    try:
-        await connect(address)  # type: ignore[misc]
-    except UnreachableError as error:
-        _log.warning("%s", error.message)
-        return False
-    return True
+async def _reached(host: Host, addresses: Sequence[str]) -> list[str]:
+    results = [await host.dial(address) for address in addresses]
+    for result in results:
+        if result.verdict != "ok":
+            _log.warning("%s", result)
+    return [result.address for result in results if result.verdict == "ok"]
 
 
 async def _until(stop: asyncio.Event, died: asyncio.Event) -> None:

@@ -32,7 +32,7 @@ CONTROL, BULK, REQUEST = (f"/murmuration/1/{name}" for name in ("control", "bulk
 OPEN_TIMEOUT = 10.0
 MAX_STREAMS = 64
 CONTROL_RATE, CONTROL_BURST = 2000.0, 8000.0
-_REMEMBERED_DIALS = 1024
+_REMEMBERED_PEERS = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -168,7 +168,10 @@ class Host:
             except AddressError:
                 continue
         if good:
+            self._known.pop(peer, None)
             self._known[peer] = tuple(good)
+            if len(self._known) > _REMEMBERED_PEERS:
+                del self._known[next(iter(self._known))]
 
     async def dial(self, address: str, *, timeout: float = DIAL_TIMEOUT) -> Dial:
         """Dial one address and say how it went; raises nothing.
@@ -179,7 +182,7 @@ class Host:
         if result.detail == BACKOFF:
             return self._dials.get(address, result)
         self._dials[address] = result
-        if len(self._dials) > _REMEMBERED_DIALS:
+        if len(self._dials) > _REMEMBERED_PEERS:
             del self._dials[next(iter(self._dials))]
         if result.verdict is Verdict.OK and result.peer is not None:
             self.learn(result.peer, [address])
