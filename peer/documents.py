@@ -7,6 +7,7 @@ the data is one file. So a text is held out by everyone who has it, or by nobody
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -44,7 +45,7 @@ class Source:
     def pieces(self) -> Iterator[Piece]:
         """The text, in a fixed order. Raises DataError that names the file and what to do."""
         path = Path(self.location)
-        if _is_saved_dataset(path) or not path.exists():
+        if _is_saved_dataset(path) or not os.path.exists(path):  # Path.exists raises for a name that is too long
             yield from self._dataset(path)
             return
         rule, _, value = self.heldout.partition(":")
@@ -60,7 +61,7 @@ class Source:
     def fingerprint(self) -> str:
         """Text that changes when the data may have changed: names, sizes and modification times."""
         path = Path(self.location)
-        files = _files(path) if path.is_dir() else [path] if path.exists() else []
+        files = _files(path) if os.path.isdir(path) else [path] if os.path.exists(path) else []
         stats = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return repr(
             (str(path.absolute()) if files else self.location, self.split, self.heldout, self.text_field, stats)
@@ -97,7 +98,7 @@ class Source:
 
 
 def _is_saved_dataset(path: Path) -> bool:
-    return (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
+    return os.path.exists(path / "dataset_dict.json") or os.path.exists(path / "dataset_info.json")
 
 
 def _load_dataset(path: Path, name: str, split: str) -> Any:
@@ -109,7 +110,7 @@ def _load_dataset(path: Path, name: str, split: str) -> Any:
             f"{name} is not a file or folder here", remedy="check the path, or install murmuration[data] for datasets"
         ) from None
     try:
-        if not path.exists():
+        if not os.path.exists(path):
             hub_name, _, configuration = name.partition(":")
             return datasets.load_dataset(hub_name, configuration or None, split=split)
         found = datasets.load_from_disk(str(path))

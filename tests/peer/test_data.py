@@ -146,6 +146,8 @@ def test_what_is_neither_here_nor_on_the_hub():
     with pytest.raises(DataError, match="cannot load no/such-thing") as caught:
         open_data("no/such-thing", DEMO, BYTES)
     assert "check the spelling" in str(caught.value)
+    with pytest.raises(DataError, match="cannot load"):
+        open_data("x" * 5000, DEMO, BYTES)
 
 
 @pytest.mark.parametrize(
