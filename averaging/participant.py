@@ -17,24 +17,28 @@ from averaging.cohort import Cohort
 from averaging.current_round import CurrentRound
 from averaging.guard import Guard
 from averaging.mailbox import Mailbox
-from averaging.messages import Closed, Join, Knock, Missing
-from averaging.params import RunParams
+from averaging.messages import Closed, Join, Knock, Missing, SumHashes
+from averaging.params import MAX_MEMBERS, RunParams
 from averaging.record import Record, found
 from averaging.work import Commit, FetchState, ParticipantAction
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-from dht.wire import decode_as
+from dht.wire import decode_as, encode, message_type
 
 KNOCK_SECONDS = 1.0
 _KNOCK: TimerKey = ("knock", 0, 0)
 _FOUND: TimerKey = ("found", 0, 0)
 _KNOCKED_PEERS = 8
 _FOLLOWED_ROUNDS = 3
+_RELAYED = message_type(SumHashes).tag
 
 
 class Participant:
-    """One peer. `chain` is None before the founding is known; `state_round` is the round whose state it holds."""
+    """One peer. `chain` is None before the founding is known; `state_round` is the round whose state it holds.
+
+    After `last_round` it joins no roster any more, but still votes and answers.
+    """
 
     def __init__(
         self,
@@ -45,15 +49,17 @@ class Participant:
         genesis_root: bytes,
         chain: Chain | None = None,
         state_round: int | None = None,
+        last_round: int | None = None,
     ) -> None:
         self.params, self.chain, self.state_round = params, chain, state_round
         self._identity, self._guard, self._urandom = identity, guard, urandom
-        self._genesis_root = genesis_root
+        self._genesis_root, self._last_round = genesis_root, last_round
         self._known: dict[PeerId, None] = {}
         self._knockers: dict[PeerId, int] = {}
         self._gone: set[PeerId] = set()
         self._mailbox = Mailbox()
         self._fetching: int | None = None
+        self._founding = False
         self.current: CurrentRound | None = None
         self.previous: Cohort | None = None
 
@@ -76,6 +82,10 @@ class Participant:
 
     def start(self) -> list[ParticipantAction]:
         """Begin: catch up if I hold a chain, else knock at the founder's door."""
+        founding = self._guard.load_lock(self.params.run, 0) if self.chain is None else None
+        if founding is not None:
+            self.chain = Chain(self.params.run, self.params.founder, decode_as(Envelope, founding))
+            self.state_round = 0 if self.state_round is None else self.state_round
         actions: list[ParticipantAction] = [SetTimer(_KNOCK, KNOCK_SECONDS), *self._knock()]
         if self.chain is not None:
             actions += self._resume()
@@ -93,9 +103,13 @@ class Participant:
         """A frame from the transport's authenticated `sender`. Raises ProtocolError when it is refused."""
         envelope = decode_as(Envelope, frame)
         signer = envelope.check(self.params.run)
-        if signer != sender:
+        # Signed hashes of sums are passed on to who missed them: they prove themselves.
+        if signer != sender and envelope.body[0] != _RELAYED:
             raise ProtocolError(Refusal.WRONG_SENDER, f"{sender.short} delivered a message of {signer.short}")
-        return self._handle(sender, envelope, bytes(frame))
+        if signer != sender and envelope.round != self.round:
+            return []
+        self.trust(sender)
+        return self._handle(signer, envelope, bytes(frame))
 
     def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[ParticipantAction]:
         """A bulk frame. Raises ProtocolError when it is refused."""
@@ -170,12 +184,11 @@ class Participant:
     # --- routing ------------------------------------------------------------------------------------------------
 
     def _handle(self, sender: PeerId, envelope: Envelope, frame: bytes) -> list[ParticipantAction]:
-        self.trust(sender)
         message = envelope.message()
         if isinstance(message, Knock):
             return self._on_knock(sender, message)
         if isinstance(message, ChainSegment):
-            return self._on_segment(message)
+            return self._on_segment(sender, message)
         if isinstance(message, ChainRequest):
             return [Send(sender, self._seal(self.chain.segment(message.after_round)))] if self.chain else []
         if self.chain is None:
@@ -213,16 +226,22 @@ class Participant:
         behind = message.known < self.round
         return [Send(sender, self._seal(self.chain.segment(max(message.known - 1, 0))))] if behind else []
 
-    def _on_segment(self, message: ChainSegment) -> list[ParticipantAction]:
+    def _on_segment(self, sender: PeerId, message: ChainSegment) -> list[ParticipantAction]:
         if self.chain is None:
             self.chain = Chain(self.params.run, self.params.founder, message.founding)
             if self.state_round is None and self.chain.head.state_root == self._genesis_root:
                 self.state_round = 0
         before = self.chain.head.round
-        self.chain.extend(message)
+        actions: list[ParticipantAction] = []
+        try:
+            self.chain.extend(message)
+        except ProtocolError as error:
+            if self.chain.head.round == before:
+                raise
+            actions.append(Note(str(error), sender))  # the links before the bad one are proven, and stay
         if self.current is not None and self.chain.head.round > before:
-            self._close()
-        actions = self._resume()
+            actions += self._close()
+        actions += self._resume()
         if self.chain.head.round < message.head_round:
             actions += self._knock()
         return actions
@@ -239,9 +258,13 @@ class Participant:
             return [Note(text)]
         if not late and len(self._knockers) < self.params.target:
             # A short grace, so that peers who start together are founded together.
-            return [SetTimer(_FOUND, KNOCK_SECONDS)]
-        members = tuple(self._knockers)
+            grace = [] if self._founding else [SetTimer(_FOUND, KNOCK_SECONDS)]
+            self._founding = True
+            return list(grace)
+        members = tuple(self._knockers)[:MAX_MEMBERS]
         envelope = found(self._identity, self.params.run, members, self._genesis_root, self._urandom(32))
+        # Written down before anybody hears of it: a founder that restarts must not found the run a second time.
+        self._guard.save_lock(self.params.run, 0, encode(envelope))
         self._guard.ballot(self.params.run, 0, 0, "founding", envelope.signed_digest())
         self.chain = Chain(self.params.run, self.params.founder, envelope)
         self.state_round = 0
@@ -306,6 +329,8 @@ class Participant:
     def _join(self) -> list[ParticipantAction]:
         if not self.settled or self.current is None:
             return []
+        if self._last_round is not None and self.round > self._last_round:
+            return []  # who leaves after this round must not be missed in the next
         newcomers = {peer for peer, seen in self._knockers.items() if seen + 1 >= self.round}
         return list(self.current.join(newcomers - set(self.current.committee), self._gone))
 

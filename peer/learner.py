@@ -45,7 +45,7 @@ from peer.trainer import Trainer, TrainerState
 
 log = logging.getLogger(__name__)
 
-_HELDOUT_SEQUENCES = 64
+_HELDOUT_SEQUENCES = 32
 _HELDOUT_BATCH = 16
 _LARGEST_LOSS = 1e3
 

@@ -132,7 +132,8 @@ def _assemble(
     if stored is not None:
         learner.load_local(stored.round)
     round_ = None if stored is None else stored.round
-    participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_)
+    last = config.rounds or None
+    participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_, last)
     return Node(config, manifest, identity, host, guard, participant, learner, reporter)
 
 
@@ -189,7 +190,7 @@ class Node:
         patience = asyncio.create_task(self._lose_patience())
         self._tasks = [meeting, patience, *waits]  # type: ignore[list-item]
         failures: list[asyncio.Future[None]] = [meeting, patience, driver.failed]
-        await asyncio.wait([*waits, *failures], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([asyncio.ensure_future(wait) for wait in (*waits, *failures)], return_when=asyncio.FIRST_COMPLETED)
         for failure in failures:
             if failure.done():
                 failure.result()  # raises what ended it
