@@ -9,8 +9,8 @@ acceptable only to who has given the round up, and never to who knows of such an
 from __future__ import annotations
 
 from averaging.agreement import Verdict
-from averaging.messages import Attest
 from averaging.certificate import quorum
+from averaging.messages import Attest
 from averaging.record import Record, check_successor, record_hash, void_record
 from averaging.tally import Tally
 from dht.errors import ProtocolError, Refusal
@@ -31,6 +31,8 @@ class Attestations:
 
     def add(self, sender: PeerId, attest: Attest) -> None:
         """Count a member's one attestation. Raises ProtocolError (EQUIVOCATION, or of the codec)."""
+        if sender not in self._committee:
+            return  # survivors who are not in the committee attest, too; only its word counts
         value = record_hash(attest.record)
         if self._of.setdefault(sender, value) != value:
             raise ProtocolError(Refusal.EQUIVOCATION, "two attestations in one round")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.auditing import Audit
 from averaging.bulk import BulkKind, Chunk
 from averaging.dealing import Dealing, Seed
 from averaging.guard import Guard
@@ -42,7 +43,7 @@ from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.transport import Part
-from dht.wire import digest, encode
+from dht.wire import encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +80,19 @@ class Cohort:
         self._masker = self._make_masker(secrets)
         self.r3 = SurvivorCertificate(params.run, roster, self.threshold)
         self.inputs = Inputs(self.layout, self.duties, self.me)
-        self.sums = Sums(self.layout, self.duties)
+        self.sums = Sums(self.layout, self.duties, self._counts)
+        self._audit = Audit(self.sid, self._dealing, self.threshold)
         self._ready: dict[int, bytes] = {}
         self._unmasks: dict[int, Unmask] = {}
-        self._audits: dict[int, dict[int, bytes]] = {}
         self._masked: dict[int, tuple[Part, bytes]] = {}
-        self._proposals: dict[int, Survivors] = {}
         self._suspects: set[int] = set()
         self._done: set[str] = set()
         self._stood_in: set[int] = set()
         self._late: list[tuple[int, Chunk]] = []
         self._asked: dict[int, int] = {}
+        self._turn = 0
         self.opening: Opening | None = None
         self.certified: Certified | None = None
-        self.audit_seed: bytes | None = None
         self.tokens: int | None = None
         self.failed: Failed | None = None
 
@@ -160,7 +160,8 @@ class Cohort:
             return []
         member = self.peers.index(peer)
         self._suspects.add(member)
-        if "shares" not in self._done:
+        # Once it said that it holds all shares, its part in this step is done.
+        if "shares" not in self._done and (member in self._dealing.missing or member not in self._ready):
             return self._fail(f"{peer.short} is gone before everybody held shares")
         actions = self._advance()
         if self.certified and self.failed is None and not self.sums.complete:
@@ -204,9 +205,9 @@ class Cohort:
         name, turn = key[0], key[2] & 0xFF
         if name == "shares" and "shares" not in self._done:
             return self._fail("not everybody held everybody's shares in time")
-        if name == "upload":
+        if name == "upload" and self.certified is None:
             self._done.add("upload-over")
-            return self._advance()
+            return [*self._advance(), *self._start_turns()]
         if name == "survivors" and self.certified is None:
             return self._next_leader(turn)
         if name == "sums" and self.certified and not self.sums.complete:
@@ -228,10 +229,7 @@ class Cohort:
         elif isinstance(message, Receipt):
             self.r3.add_receipt(sender, message, frame)
         elif isinstance(message, Survivors):
-            if sender != message.view % len(self.peers):
-                raise ProtocolError(Refusal.WRONG_SENDER, f"member {sender} does not lead view {message.view}")
-            if self._proposals.setdefault(message.view, message) != message:
-                raise ProtocolError(Refusal.EQUIVOCATION, "two survivor sets in one view")
+            self.r3.add_proposal(sender, message)
         elif isinstance(message, Vote):
             self.r3.add_vote(sender, message)
         elif isinstance(message, Unmask):
@@ -240,18 +238,9 @@ class Cohort:
         elif isinstance(message, SumHashes):
             self.sums.add_hashes(sender, message, frame)
         elif isinstance(message, AuditShares):
-            self._collect_audit(sender, message)
+            self._audit.add(sender, message)
         elif not isinstance(message, Missing):
             raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} in a cohort")
-
-    def _collect_audit(self, sender: int, message: AuditShares) -> None:
-        if self.certified is None or sender in self._audits or len(message.shares) != len(self.certified.survivors):
-            return
-        shares = dict(zip(self.certified.survivors, message.shares, strict=True))
-        for dealer, share in shares.items():
-            if not self._dealing.is_share(Seed.AUDIT, dealer, sender, share):
-                raise ProtocolError(Refusal.BAD_SHARE, f"not the audit share that member {dealer} dealt")
-        self._audits[sender] = shares
 
     def _take_late(self, member: int, chunk: Chunk) -> None:
         """After my receipt only a survivor's resend to the stand-in of a dead reducer is taken, if it is the same."""
@@ -271,12 +260,14 @@ class Cohort:
         actions: list[CohortAction] = []
         if self.failed is not None:
             return actions
+        self.sums.settle()
         try:
             for step in (
                 self._step_ready,
                 self._step_shared,
                 self._step_upload,
                 self._step_receipt,
+                self._step_turns,
                 self._step_lead,
                 self._step_vote,
                 self._step_certify,
@@ -336,58 +327,68 @@ class Cohort:
         waited = complete | self._suspects >= set(range(len(self.peers))) or "upload-over" in self._done
         if not self._once("receipt", "shares" in self._done and waited):
             return []
-        slot = self._slot()
-        timer = SetTimer(self._key("survivors", 0), slot)
-        return [CancelTimer(self._key("upload")), timer, *self._broadcast(Receipt(self.sid, bitmap(complete)))]
+        return self._broadcast(Receipt(self.sid, bitmap(complete)))
+
+    @property
+    def _all_receipts(self) -> bool:
+        return set(self.r3.receipts) | self._suspects >= set(range(len(self.peers)))
+
+    def _step_turns(self) -> list[CohortAction]:
+        if not self._once("turns", "receipt" in self._done and self._all_receipts):
+            return []
+        return self._start_turns()
+
+    def _start_turns(self) -> list[CohortAction]:
+        """Leaders take turns once I wait for nobody. Others may wait for somebody whom only they miss, up to the end
+        of the upload's time; so the turns begin again then, and only then they can run out."""
+        if self.certified is not None or self.failed is not None:
+            return []
+        stop, self._turn = CancelTimer(self._key("survivors", self._turn)), 0
+        return [stop, SetTimer(self._key("survivors", 0), self._slot())]
 
     def _slot(self) -> float:
         return self.params.deadlines.survivors / (tolerated(len(self.peers)) + 2)
 
     def _step_lead(self) -> list[CohortAction]:
         """The first leader proposes as soon as every live member's receipt is in; later ones when their turn comes."""
-        everybody = set(self.r3.receipts) | self._suspects >= set(range(len(self.peers)))
         dead_before_me = set(range(self.me)) <= self._suspects
-        if "receipt" not in self._done or self.certified or not (everybody and dead_before_me):
+        if "receipt" not in self._done or self.certified or not (self._all_receipts and dead_before_me):
             return []
-        return self._propose(self.me)
+        return self._propose()
 
     def _next_leader(self, turn: int) -> list[CohortAction]:
         if turn > tolerated(len(self.peers)) + 1:
-            return self._fail("no survivor set got enough votes in time")
-        actions: list[CohortAction] = [SetTimer(self._key("survivors", turn + 1), self._slot())]
-        if turn % len(self.peers) == self.me:
-            actions += self._propose(turn)
+            over = "upload-over" in self._done
+            return self._fail("no survivor set got enough votes in time") if over else []
+        self._turn = turn + 1
+        actions: list[CohortAction] = [SetTimer(self._key("survivors", self._turn), self._slot())]
+        if turn == self.me:
+            actions += self._propose()
         return actions + self._advance()
 
-    def _propose(self, view: int) -> list[CohortAction]:
-        proposal = self.r3.propose(view)
-        if proposal is None or not self._once(f"lead-{view}", True):
-            return []
-        return self._broadcast(proposal)
+    def _propose(self) -> list[CohortAction]:
+        proposal = self.r3.propose(self.me)
+        return self._broadcast(proposal) if proposal is not None and self._once("lead", True) else []
 
     def _step_vote(self) -> list[CohortAction]:
         if "receipt" not in self._done or "vote" in self._done:
             return []
-        for view in sorted(self._proposals):
-            try:
-                vote = self.r3.check(self._proposals[view])
-            except ProtocolError:
-                continue  # a bad proposal gets no vote; the next leader's turn comes
-            if vote is not None:
-                # One opening per round: whoever released shares in this round votes for no other sid of it.
-                opened = self._guard.has_opened(self.params.run, self.roster.round)
-                if opened not in (None, self.sid):
-                    return self._fail("this round was opened in another attempt")
-                self._guard.vote(self.sid, vote_digest(vote))
-                self._done.add("vote")
-                return self._broadcast(vote)
-        return []
+        vote = self.r3.vote()
+        if vote is None:
+            return []
+        # One opening per round: whoever released shares in this round votes for no other sid of it.
+        if self._guard.has_opened(self.params.run, self.roster.round) not in (None, self.sid):
+            return self._fail("this round was opened in another attempt")
+        self._guard.vote(self.sid, vote_digest(vote))
+        self._done.add("vote")
+        return self._broadcast(vote)
 
     def _step_certify(self) -> list[CohortAction]:
-        certified = self.r3.certified()
+        certified = self.r3.certified() if "shares" in self._done and self.certified is None else None
         if certified is None or not self._once("certified", True):
             return []
         self.certified = certified
+        self._audit.begin(certified.survivors)
         self.opening = Opening(self.roster, self._dealing, certified.survivors, self.threshold)
         limits = self.params.deadlines
         notes: list[CohortAction] = []
@@ -443,21 +444,28 @@ class Cohort:
         return [Transfer(self.sid, BulkKind.SUM, mine, others)] if mine else []
 
     def _step_audit(self) -> list[CohortAction]:
-        if self.certified is None or not self.sums.all_signed:
+        if self.certified is None or self.audit_seed is not None or not self.sums.all_signed:
             return []
         actions: list[CohortAction] = []
         if self._once("audit", True):
             shares = tuple(self._dealing.share(Seed.AUDIT, i) for i in self.certified.survivors)
             actions = self._broadcast(AuditShares(self.sid, shares))
-        if self.audit_seed is None and len(self._audits) >= self.threshold:
-            seeds = [
-                self._dealing.open(Seed.AUDIT, dealer, {h: held[dealer] for h, held in self._audits.items()})
-                for dealer in self.certified.survivors
-            ]
-            self.audit_seed = digest("audit", self.sid, *seeds)
+        self._audit.try_open()
         return actions
 
+    @property
+    def audit_seed(self) -> bytes | None:
+        """32 bytes that nobody knew before all sums were signed; None until t members opened them."""
+        return self._audit.seed
+
     # --- when a reducer dies ------------------------------------------------------------------------------------
+
+    def _counts(self, author: int, chunk: int) -> bool:
+        """Its reducer's sum of a chunk counts; another certified reducer's only when that one is gone or late."""
+        live = self.certified.reducers if self.certified else ()
+        reducer = self.duties.reducers[chunk]
+        gone = reducer not in live or reducer in self._suspects or "sums-late" in self._done
+        return author in live and (author == reducer or gone)
 
     def _late_sums(self, turn: int) -> list[CohortAction]:
         self._done.add("sums-late")
@@ -469,6 +477,7 @@ class Cohort:
             self.sums.give_up()
             return self._advance()
         again = SetTimer(self._key("sums", turn + 1), self.params.deadlines.sums)
+        self.sums.asked = True
         ask = self._broadcast(Missing(self.sid, missing))
         self._suspects |= {i for i in late if not self.sums.signed_by(i)}
         return [again, *ask, *self._stand_in(late, turn), *self._advance()]

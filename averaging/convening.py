@@ -7,7 +7,7 @@ to the next attempt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.guard import Guard
@@ -39,7 +39,9 @@ class Convening:
         committee: tuple[PeerId, ...],
         guard: Guard,
         urandom: Callable[[int], bytes],
+        gone: Iterable[PeerId] = (),
     ) -> None:
+        """`gone`: peers that cannot be reached; nobody waits for them."""
         self.params, self.round, self.head, self.committee = params, round_, head, committee
         self._identity, self._guard, self._urandom = identity, guard, urandom
         self.attempt = -1
@@ -50,18 +52,23 @@ class Convening:
         self._joins: dict[int, dict[PeerId, Envelope]] = {}
         self._missing: dict[PeerId, set[PeerId]] = {}
         self._signed: set[int] = set()
-        self._gone: set[PeerId] = set()
+        self._gone = set(gone)
         self.newcomers: set[PeerId] = set()
         """Peers that knocked and are catching up: the window stays open for them until its deadline."""
 
     def begin(self, attempt: int, tokens: int, missing: tuple[PeerId, ...] = ()) -> list[Action]:
-        """Join an attempt with fresh keys. `missing`: who stalled the last one."""
-        self.attempt, self.roster = attempt, None
+        """Join an attempt, or the next one whose convener is not gone, with fresh keys.
+
+        `missing`: who stalled the last one.
+        """
+        turns = range(attempt, attempt + len(self.committee))
+        able = (turn for turn in turns if convener(self.head, self.committee, turn) not in self._gone)
+        self.attempt, self.roster = next(able, attempt), None
         self.secrets = MemberSecrets.generate(self._urandom)
         public = self.secrets.public()
         join = Join(
             self.round,
-            attempt,
+            self.attempt,
             self.head,
             public.mask_key,
             public.share_key,

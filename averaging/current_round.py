@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.convening import Convening
 from averaging.guard import Guard
-from averaging.messages import Attest, Closed, Join, Roster
-from averaging.params import RunParams, honest_witness
+from averaging.messages import Attest, Closed, Join, Roster, Shares
+from averaging.params import MAX_MEMBERS, RunParams, honest_witness
 from averaging.record import LOSS_SCALE, ZERO, Record, Survivor
 from averaging.work import Apply, Decided, Joined, ParticipantAction, Train
 from dht.envelope import Envelope, seal
@@ -23,8 +24,8 @@ from dht.identity import Identity, PeerId
 from dht.wire import encode
 
 _AGREEMENT = (Ballot, Proposal, Gossip, Decision, DecisionRequest)
-_EARLY_SIDS = 4 * 64
-"""Messages kept of sids whose roster has not reached me yet."""
+_EARLY_SIDS = 4
+"""Sids whose roster has not reached me yet and of which a sender's shares are kept."""
 
 
 class CurrentRound:
@@ -48,7 +49,7 @@ class CurrentRound:
         self._tokens: int | None = None
         self._gone: set[PeerId] = set()
         self._attested = Attestations(chain.head, chain.tally, self.committee)
-        self._early: list[tuple[PeerId, object, bytes]] = []
+        self._early: dict[PeerId, deque[tuple[Shares, bytes]]] = {}
         self._seen_agreeing: set[PeerId] = set()
         self._agreeing = False
         self._held: tuple[Record, Certificate] | None = None
@@ -75,7 +76,14 @@ class CurrentRound:
         if self.convening is not None:
             return []
         self.convening = Convening(
-            self.params, self._identity, self.number, self._chain.beacon, self.committee, self._guard, self._urandom
+            self.params,
+            self._identity,
+            self.number,
+            self._chain.beacon,
+            self.committee,
+            self._guard,
+            self._urandom,
+            self._gone,
         )
         self.convening.newcomers = set(newcomers)
         return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])
@@ -99,8 +107,7 @@ class CurrentRound:
         if isinstance(message, Roster):
             return self._track(self._on_roster(envelope))
         if self.cohort is None or getattr(message, "sid", b"") != self.cohort.sid:
-            if len(self._early) < _EARLY_SIDS:
-                self._early.append((sender, message, frame))
+            self._keep_early(sender, message, frame)
             return []
         return self._track([*self.cohort.receive(sender, message, frame), *self.advance()])
 
@@ -162,6 +169,13 @@ class CurrentRound:
         if self.cohort is not None:
             self.cohort.trust(peer)
 
+    def _keep_early(self, sender: PeerId, message: object, frame: bytes) -> None:
+        """Shares may overtake the roster. Nothing else can: the next step needs the shares that I will deal."""
+        if isinstance(message, Shares) and sender not in self._early and len(self._early) >= MAX_MEMBERS:
+            return
+        if isinstance(message, Shares):
+            self._early.setdefault(sender, deque(maxlen=_EARLY_SIDS)).append((message, frame))
+
     # --- roster and cohort --------------------------------------------------------------------------------------
 
     def _on_roster(self, envelope: Envelope) -> Sequence[ParticipantAction]:
@@ -176,9 +190,9 @@ class CurrentRound:
         actions += self.cohort.start()
         if self._tokens is not None:
             actions += self.cohort.update_ready(self._tokens)
-        early, self._early = self._early, []
-        for sender, message, frame in early:
-            if getattr(message, "sid", b"") == self.cohort.sid:
+        early, self._early = self._early, {}
+        for sender, message, frame in [(peer, *kept) for peer, waiting in early.items() for kept in waiting]:
+            if message.sid == self.cohort.sid:
                 try:
                     actions += self.cohort.receive(sender, message, frame)
                 except ProtocolError as error:

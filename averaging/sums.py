@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 
 import numpy as np
@@ -21,15 +21,18 @@ from dht.wire import decode_as
 class Sums:
     """The sums of one sid as one member knows them."""
 
-    def __init__(self, layout: Layout, duties: Duties) -> None:
-        self._layout, self._duties = layout, duties
+    def __init__(self, layout: Layout, duties: Duties, counts: Callable[[int, int], bool]) -> None:
+        """`counts(author, chunk)`: whether a member's sum of a chunk is one to go by. It may become so later."""
+        self._layout, self._duties, self._counts = layout, duties, counts
         self._hashes: dict[tuple[int, int], bytes] = {}  # (author, chunk)
         self._frames: dict[tuple[int, int], bytes] = {}  # the envelope that signs it
         self._authors: set[int] = set()
         self._data: dict[int, tuple[int, Part]] = {}
         self._early: dict[tuple[int, int], Part] = {}
-        self._signed: set[int] = set()
+        self._signers: dict[int, set[int]] = {}
         self._unpublished: list[int] = []
+        self.asked = False
+        """Whether I asked the others for sums, so that they may pass on what they did not author."""
         self.lost: tuple[int, ...] = ()
 
     @staticmethod
@@ -59,38 +62,56 @@ class Sums:
             if self._hashes.setdefault((author, chunk), digest) != digest:
                 raise ProtocolError(Refusal.EQUIVOCATION, f"two sums of chunk {chunk}")
             self._frames[author, chunk] = frame
-        self._signed.update(message.chunks)
+            self._signers.setdefault(chunk, set()).add(author)
         self._authors.add(author)
-        for early_author, chunk in [key for key in self._early if key[0] == author and key in self._hashes]:
-            self.add(chunk, early_author, self._early.pop((author, chunk)), from_author=True)
 
     def add(self, chunk: int, author: int, data: Part, *, from_author: bool) -> None:
         """Keep a sum that arrived. Raises ProtocolError (BAD_HASH) unless its author signed exactly this."""
-        if chunk in self._data:
+        if chunk in self._data or chunk in self.lost:
             return
         if not 0 <= chunk < self._layout.total_chunks or len(data) != self._layout.chunk_bytes(chunk):
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a sum of chunk {chunk} with {len(data)} bytes")
         expected = self._hashes.get((author, chunk))
-        if expected is None:
-            # The bulk lane may overtake the control lane: an author's early copy waits for its hash. Memory is
-            # bounded by one aggregate for the due authors and one for those who stand in.
-            spare = author == self._duties.reducers[chunk] or len(self._early) < 2 * self._layout.total_chunks
-            if not from_author or not spare:
-                raise ProtocolError(Refusal.UNEXPECTED, f"a sum of chunk {chunk} that nobody signed")
-            self._early[author, chunk] = data
-            return
-        if self.hash(data) != expected:
+        if expected is None or not self._counts(author, chunk):
+            self._keep_early(chunk, author, data, from_author=from_author)
+        elif self.hash(data) != expected:
             raise ProtocolError(Refusal.BAD_HASH, f"the sum of chunk {chunk} is not what its author signed")
-        self._data[chunk] = (author, data)
+        else:
+            self._data[chunk] = (author, data)
+
+    def _keep_early(self, chunk: int, author: int, data: Part, *, from_author: bool) -> None:
+        """The bulk lane may overtake the control lane: a sum waits for its hash, or for the time when it counts.
+
+        Memory is bounded by one aggregate for the due authors and two for those who stand in.
+        """
+        if (author, chunk) in self._early and not from_author:
+            return
+        wanted = from_author or self.asked
+        room = author == self._duties.reducers[chunk] or len(self._early) < 2 * self._layout.total_chunks
+        if not wanted or not room:
+            raise ProtocolError(Refusal.UNEXPECTED, f"a sum of chunk {chunk} that nobody signed")
+        self._early[author, chunk] = data
+
+    def settle(self) -> None:
+        """Take what came early and counts by now; what its author did not sign is dropped."""
+        for author, chunk in list(self._early):
+            expected = self._hashes.get((author, chunk))
+            if expected is not None and self._counts(author, chunk):
+                data = self._early.pop((author, chunk))
+                if chunk not in self._data and chunk not in self.lost and self.hash(data) == expected:
+                    self._data[chunk] = (author, data)
 
     def signed_by(self, author: int) -> bool:
-        """Whether this member signed hashes of sums."""
-        return author in self._authors
+        """Whether this member signed hashes of all the sums that are its to make."""
+        return author in self._authors and all((author, c) in self._frames for c in self._duties.of(author))
 
     @property
     def all_signed(self) -> bool:
-        """Whether every chunk's sum is bound by somebody's signature."""
-        return len(self._signed) == self._layout.total_chunks
+        """Whether every chunk's sum is bound by the signature of somebody whose sum counts."""
+        return all(
+            any(self._counts(author, chunk) for author in self._signers.get(chunk, ()))
+            for chunk in range(self._layout.total_chunks)
+        )
 
     def provable(self, chunk: int) -> bool:
         """Whether I hold this sum and its author's signature, so that I can pass it on."""

@@ -7,7 +7,7 @@ t members signed; each member signs one per sid (the guard remembers), and any t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from averaging.messages import Manifest, Receipt, Survivors, Vote
 from averaging.roster import CheckedRoster
@@ -43,6 +43,8 @@ class SurvivorCertificate:
         self._index = {peer: i for i, peer in enumerate(roster.peers)}
         self.manifests: dict[int, tuple[Manifest, bytes]] = {}
         self.receipts: dict[int, tuple[Receipt, bytes]] = {}
+        self._proposals: dict[int, Survivors] = {}
+        self._backed: Survivors | None = None
         self._votes: dict[int, Vote] = {}
 
     def add_manifest(self, sender: int, manifest: Manifest, frame: bytes) -> None:
@@ -58,7 +60,12 @@ class SurvivorCertificate:
             raise ProtocolError(Refusal.EQUIVOCATION, "two receipts in one sid")
 
     def propose(self, view: int) -> Survivors | None:
-        """What I would propose as leader now: U = what all live reducers hold; None below the threshold."""
+        """What I would propose as leader now: U = what all live reducers hold; None below the threshold.
+
+        Who voted already proposes that again: a set that differs in one late receipt would only split the votes.
+        """
+        if self._backed is not None:
+            return replace(self._backed, view=view)
         live = set(self.receipts)
         chosen = set(self.manifests)
         for receipt, _ in self.receipts.values():
@@ -68,23 +75,35 @@ class SurvivorCertificate:
         frames = tuple(self.receipts[i][1] for i in sorted(live))
         return Survivors(self._roster.sid, view, bitmap(chosen), bitmap(live), frames)
 
-    def check(self, proposal: Survivors) -> Vote | None:
-        """My vote for a proposal, or None while a survivor's manifest has not reached me.
+    def add_proposal(self, sender: int, proposal: Survivors) -> None:
+        """Keep a leader's one proposal; member i leads view i. Raises ProtocolError.
 
-        Raises ProtocolError: U is not what the signed receipts say, or too small.
+        It is refused when U is not exactly what the signed receipts say, or too small.
         """
+        if sender != proposal.view:
+            raise ProtocolError(Refusal.WRONG_SENDER, f"member {sender} does not lead view {proposal.view}")
+        if sender in self._proposals:
+            if self._proposals[sender] != proposal:
+                raise ProtocolError(Refusal.EQUIVOCATION, "two survivor sets in one view")
+            return
         claimed = self._check_receipts(proposal)
         chosen = set(range(len(self._roster.members)))
         for receipt in claimed.values():
             chosen &= set(bits(receipt.complete))
-        survivors = set(bits(proposal.survivors))
-        if not survivors <= chosen:
-            raise ProtocolError(Refusal.UNEXPECTED, "survivors whose chunks a reducer does not hold")
-        if len(survivors) < self._threshold or len(claimed) < self._threshold:
+        if set(bits(proposal.survivors)) != chosen:
+            raise ProtocolError(Refusal.UNEXPECTED, "the survivors are not those whose chunks all reducers hold")
+        if len(chosen) < self._threshold or len(claimed) < self._threshold:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, "fewer survivors or reducers than the threshold")
-        if not survivors <= set(self.manifests):
-            return None
-        return Vote(proposal.sid, proposal.survivors, proposal.reducers, self._manifests(survivors))
+        self._proposals[sender] = proposal
+
+    def vote(self) -> Vote | None:
+        """My vote: for the first leader's proposal all of whose survivors' manifests are here."""
+        for _, proposal in sorted(self._proposals.items()):
+            survivors = set(bits(proposal.survivors))
+            if survivors <= set(self.manifests):
+                self._backed = proposal
+                return Vote(proposal.sid, proposal.survivors, proposal.reducers, self._manifests(survivors))
+        return None
 
     def _check_receipts(self, proposal: Survivors) -> dict[int, Receipt]:
         claimed: dict[int, Receipt] = {}
