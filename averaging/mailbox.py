@@ -6,8 +6,10 @@ from dht.envelope import Envelope
 from dht.identity import PeerId
 
 _AHEAD = 2
+_SENDERS = 128
 _PER_SENDER = 256
-_BYTES_PER_SENDER = 2 << 20
+_BYTES_PER_SENDER = 256 << 10
+"""With the number of senders, 32 MiB at most; what an honest peer sends ahead of time is far less."""
 
 
 class Mailbox:
@@ -21,7 +23,8 @@ class Mailbox:
         """Keep a message of round `current` or soon after; whether there was room for it."""
         count, size = self._count.get(sender, (0, 0))
         fits = count < _PER_SENDER and size + len(frame) <= _BYTES_PER_SENDER
-        if not fits or not current <= envelope.round <= current + _AHEAD:
+        crowded = sender not in self._count and len(self._count) >= _SENDERS
+        if crowded or not fits or not current <= envelope.round <= current + _AHEAD:
             return False
         self._count[sender] = (count + 1, size + len(frame))
         self._kept.setdefault(envelope.round, []).append((sender, envelope, frame))

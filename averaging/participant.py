@@ -31,6 +31,8 @@ _KNOCK: TimerKey = ("knock", 0, 0)
 _FOUND: TimerKey = ("found", 0, 0)
 _KNOCKED_PEERS = 8
 _FOLLOWED_ROUNDS = 3
+_REMEMBERED_ROUNDS = 8
+"""Rounds whose promises the guard keeps in full; promises of older rounds are refused, not forgiven."""
 _RELAYED = message_type(SumHashes).tag
 
 
@@ -298,7 +300,7 @@ class Participant:
             self._fetching = head.round
             source = self._source(head)
             donors = tuple(peer for peer in dict.fromkeys([*source.members(), *self._known]) if peer != self.peer_id)
-            actions.append(FetchState(head, donors))
+            actions += [Note(f"fetching the state of round {head.round}"), FetchState(head, donors)]
         if self.current is None:
             return actions + self._begin()
         return actions + self._join()
@@ -316,6 +318,7 @@ class Participant:
 
     def _begin(self) -> list[ParticipantAction]:
         assert self.chain is not None
+        self._guard.prune(max(0, self.round - _REMEMBERED_ROUNDS))
         self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain)
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
         actions = self._join()

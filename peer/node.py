@@ -82,7 +82,9 @@ async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, s
     )
     node = None
     try:
-        guard = SqliteGuard(config.data_dir / "guard.sqlite")
+        folder = state_folder(config.data_dir, manifest)
+        folder.mkdir(parents=True, exist_ok=True)
+        guard = SqliteGuard(folder / "guard.sqlite")
         node = await asyncio.to_thread(_assemble, config, manifest, identity, trainer, heldout, host, guard, reporter)
         await node.run(stop)
     finally:
@@ -190,7 +192,8 @@ class Node:
         patience = asyncio.create_task(self._lose_patience())
         self._tasks = [meeting, patience, *waits]  # type: ignore[list-item]
         failures: list[asyncio.Future[None]] = [meeting, patience, driver.failed]
-        await asyncio.wait([asyncio.ensure_future(wait) for wait in (*waits, *failures)], return_when=asyncio.FIRST_COMPLETED)
+        ends = [asyncio.ensure_future(end) for end in (*waits, *failures)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for failure in failures:
             if failure.done():
                 failure.result()  # raises what ended it
