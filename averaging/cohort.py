@@ -544,8 +544,9 @@ class Cohort:
         return [Send(peer, envelope) for i, peer in enumerate(self.peers) if i != self.me]
 
     def _fail(self, reason: str) -> list[CohortAction]:
-        waiting = set(self._dealing.missing) | (set(range(len(self.peers))) - set(self._ready) - {self.me})
-        early = waiting if "shares" not in self._done else set()
+        # Who is not ready may itself wait for one whose shares I miss, too: name the cause, not all who suffer from it.
+        unready = set(range(len(self.peers))) - set(self._ready) - {self.me}
+        early = set() if "shares" in self._done or self._suspects else set(self._dealing.missing) or unready
         laggards = tuple(self.peers[i] for i in sorted(early | self._suspects))
         self.failed = Failed(reason, "certified" in self._done, laggards)
         return [Note(reason)]

@@ -83,7 +83,8 @@ class Convening:
         actions: list[Action] = [SetTimer(self._key("roster"), self.params.deadlines.join)]
         to = self.convener()
         if to == self._identity.peer_id:
-            return actions + self._collect(to, self._join, join)
+            window = SetTimer(self._key("join"), self.params.deadlines.join)
+            return [*actions, window, *self._collect(to, self._join, join)]
         return [*actions, Send(to, self._join)]
 
     def convener(self) -> PeerId:
@@ -93,7 +94,9 @@ class Convening:
     def suspect(self, peer: PeerId) -> list[Action]:
         """A peer cannot be reached: do not wait for its Join, and not for its roster."""
         self._gone.add(peer)
-        if self.roster is None and self.attempt >= 0 and peer == self.convener():
+        if self.roster is not None:
+            return []
+        if self.attempt >= 0 and peer == self.convener():
             return self.begin(self.attempt + 1, self._tokens(), ())
         return self._maybe_sign(deadline=False)
 
@@ -158,13 +161,9 @@ class Convening:
         joins = self._joins.setdefault(join.attempt, {})
         if len(joins) >= MAX_MEMBERS:
             return [Send(sender, self._closed(SIGNED))]
-        first = not joins
         joins[sender] = envelope
         self._missing[sender] = {PeerId(peer) for peer in join.missing}
-        if join.attempt != self.attempt:
-            return []
-        window = [SetTimer(self._key("join"), self.params.deadlines.join)] if first else []
-        return [*window, *self._maybe_sign(deadline=False)]
+        return self._maybe_sign(deadline=False) if join.attempt == self.attempt else []
 
     def _eligible(self) -> dict[PeerId, Envelope]:
         """Joins of this attempt, without peers that most of the others name as laggards of the last one."""

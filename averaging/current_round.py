@@ -155,10 +155,10 @@ class CurrentRound:
         """A peer cannot be reached."""
         self._gone.add(peer)
         actions: list[ParticipantAction] = []
+        if self.convening is not None:
+            actions += self.convening.suspect(peer)
         if self.cohort is not None:
             actions += [*self.cohort.suspect(peer), *self.advance()]
-        elif self.convening is not None:
-            actions += self.convening.suspect(peer)
         return self._track(actions)
 
     def trust(self, peer: PeerId) -> None:
