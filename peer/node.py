@@ -186,14 +186,11 @@ class Node:
         )
         driver.start()
         meeting = asyncio.create_task(self._meet())
-        waits: list[asyncio.Future[object]] = [
-            asyncio.ensure_future(event.wait()) for event in (stop, self._finished, self._host.daemon_died)
-        ]
         patience = asyncio.create_task(self._lose_patience())
-        self._tasks = [meeting, patience, *waits]  # type: ignore[list-item]
+        waits = [asyncio.create_task(_wait_for(event)) for event in (stop, self._finished, self._host.daemon_died)]
+        self._tasks = [meeting, patience, *waits]
         failures: list[asyncio.Future[None]] = [meeting, patience, driver.failed]
-        ends = [asyncio.ensure_future(end) for end in (*waits, *failures)]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*self._tasks, driver.failed], return_when=asyncio.FIRST_COMPLETED)
         for failure in failures:
             if failure.done():
                 failure.result()  # raises what ended it
@@ -364,6 +361,10 @@ class Node:
             state_bytes=sum(self._learner.state.schema.sections),
         )
         self._began, self._traffic = now, (total.up, total.down)
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def state_folder(data_dir: Path, manifest: Manifest) -> Path:
