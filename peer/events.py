@@ -7,7 +7,8 @@
           bytes_up, bytes_down, seconds,                bytes, donors)        stopped(round, root)
           root, state_bytes)                  bootstrap(address, verdict)
 
-`seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids. Reporters never
+`seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids; `tokens` counts from the
+start of the process, bytes and seconds from the round before. Reporters never
 raise for a field that is missing: a report must not end a round.
 """
 

@@ -105,7 +105,7 @@ class Snapshot:
             root=str(plain(get("root"))) if get("root") else self.root,
             rounds=self.rounds + (not void),
             void_rounds=self.void_rounds + void,
-            tokens=self.tokens + count(get("tokens")),
+            tokens=max(self.tokens, count(get("tokens"))),
             heldout_losses=losses,
             train_loss=number(get("train_loss"), self.train_loss),
             bytes_up=self.bytes_up + count(get("bytes_up")),

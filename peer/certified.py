@@ -1,0 +1,41 @@
+"""The newest certified state in a peer's folder, with the facts of the run that its chain proves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dht.errors import StorageError
+from dht.identity import PeerId
+from peer.history import certify, open_chain
+from peer.manifest import Manifest
+from peer.modelcard import RunFacts
+from peer.store import StateStore
+
+if TYPE_CHECKING:
+    from peer.state import CanonicalState, StateSchema
+
+
+def newest(data_dir: Path, manifest: Manifest) -> tuple[CanonicalState, RunFacts]:
+    """The newest state that its chain of records certifies, checked to the last hash. Raises StorageError."""
+    from peer.node import state_folder
+
+    folder = state_folder(data_dir, manifest)
+    if not folder.is_dir():
+        remedy = "name the peer's folder with --data-dir, and the run.toml that it ran with"
+        raise StorageError(f"no peer has trained in {data_dir} for run {manifest.run.name}", remedy=remedy)
+    store = StateStore(folder, schema_of(manifest))
+    stored = store.load_newest(lambda found: certify(found, manifest.run_id, manifest.founder))
+    if stored is None:
+        remedy = "let the peer finish a round, and use the run.toml that it ran with"
+        raise StorageError(f"{folder} holds no certified state of run {manifest.run.name}", remedy=remedy)
+    chain = open_chain(stored.frames, manifest.run_id, manifest.founder)
+    tokens = {str(PeerId(peer)): share.tokens for peer, share in chain.tally.shares.items()}
+    return store.load_state(stored), RunFacts(stored.round, stored.root, tokens)
+
+
+def schema_of(manifest: Manifest) -> StateSchema:
+    """What the states of a run look like; builds the model to know. Raises ConfigError."""
+    from peer.model import ParameterVector, build_model
+
+    return ParameterVector(build_model(manifest)).schema(manifest.run_id)

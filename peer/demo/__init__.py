@@ -1,0 +1,1 @@
+"""`python -m peer.demo`: a whole swarm on this machine, with one peer killed and brought back."""
