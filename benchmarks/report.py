@@ -37,10 +37,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(name: str, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Path:
-    """Print `rows` and write `benchmarks/out/<name>.json` = {"rows": [...], "machine": {...}}; returns the path."""
+def report(
+    name: str, rows: Sequence[Mapping[str, Any]], *, title: str = "", columns: Sequence[str] | None = None
+) -> Path:
+    """Print `rows` (all columns, or these) and write `benchmarks/out/<name>.json` = {"rows": [...], "machine": {...}}.
+
+    Returns the path.
+    """
     table = Table(title=title or name)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = columns or list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
         numeric = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
         table.add_column(column, justify="right" if numeric else "left")

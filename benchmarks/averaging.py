@@ -1,0 +1,164 @@
+"""Seconds per averaging round, ours beside hivemind's: `python -m benchmarks.averaging [--sizes 1M,10M] [--peers 4,8]`.
+
+All peers are processes on this machine. The systems take turns, round by round, so that a busy moment of the machine
+meets all of them. Medians over the rounds after one to warm up.
+
+Ours: 16-bit ring, masks, survivors' certificate, signed sums; `seconds` run from the moment that all peers have their
+update until all hold every sum, checked against its author's signed hash, under a certified survivor set;
+`decoded_seconds` until all have the mean as float32; `certificate_seconds` until all hold the committee's certificate
+of the round's record. hivemind: from the moment that all peers may begin all-reduce (the group has formed) until the
+last step is done. `cpu_seconds`: all processes of all peers for a whole round, joining included. Bytes: one peer's
+mean, as handed to libp2p. `wrong`: largest share of a peer's result that is not the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks import averaging_hivemind, averaging_ours
+from benchmarks.averaging_swarm import Round, Spec, Swarm, quiet_environment
+from benchmarks.report import report
+
+PARTS = ("encode", "mask", "unmask", "certify", "decode")
+SYSTEMS = ("murmuration", "murmuration-copies", "hivemind-float16", "hivemind-none")
+
+
+def count(text: str) -> int:
+    """`10M` or `65536` as a number."""
+    return int(float(text[:-1]) * 1_000_000) if text.upper().endswith("M") else int(text)
+
+
+def start(system: str, parameters: int, peers: int, arguments: argparse.Namespace, folder: str) -> Swarm:
+    """The processes of one system. The baseline's swarm needs its first peer's address before the others join."""
+    name, _, variant = system.partition("-")
+    specs = [
+        Spec(
+            index,
+            peers,
+            parameters,
+            folder,
+            arguments.ring_bits,
+            int(variant == "copies"),
+            arguments.chunk_elements,
+            variant,
+            arguments.profile,
+        )
+        for index in range(peers)
+    ]
+    return Swarm(averaging_ours.serve if name == "murmuration" else averaging_hivemind.serve, specs)
+
+
+def row(system: str, swarm: Swarm, rounds: list[Round]) -> dict[str, Any]:
+    """Medians of a system's measured rounds."""
+    spec, ours = swarm.specs[0], system.startswith("murmuration")
+
+    def median(values: list[float]) -> float:
+        return statistics.median(values)
+
+    def mean(field: str) -> float:
+        return median([statistics.mean(report.get(field, 0.0) for report in one.reports) for one in rounds])
+
+    line: dict[str, Any] = {
+        "system": "murmuration" if ours else "hivemind",
+        "variant": f"{spec.ring_bits} bit, {spec.copies} copies" if ours else spec.compression,
+        "parameters": spec.parameters,
+        "peers": spec.peers,
+        "rounds": len(rounds),
+        "seconds": median([one.until("sum") for one in rounds]),
+        "seconds_low": min(one.until("sum") for one in rounds),
+        "seconds_high": max(one.until("sum") for one in rounds),
+        "matchmaking_seconds": median([one.matchmaking_seconds for one in rounds]),
+        "cpu_seconds": median([one.cpu_seconds for one in rounds]),
+        "p2pd_cpu_seconds": median([one.daemon_seconds for one in rounds]),
+        "bytes_up": round(mean("up")),
+        "bytes_down": round(mean("down")),
+        "wrong": max(float(report["wrong"]) for one in rounds for report in one.reports),
+    }
+    if ours:
+        line |= {"ring_bits": spec.ring_bits, "copies": spec.copies, "chunk_elements": spec.chunk_elements}
+        line["decoded_seconds"] = median([one.until("decoded") for one in rounds])
+        line["certificate_seconds"] = median([one.until("decided") for one in rounds])
+        line |= {f"{part}_cpu_seconds": mean(f"cpu_{part}") for part in PARTS}
+        # What the event loop's thread does besides checking signed messages is moving chunks.
+        line["send_cpu_seconds"] = mean("cpu_loop") - line["certify_cpu_seconds"]
+    else:
+        line["compression"] = spec.compression
+    return line
+
+
+def measure(parameters: int, peers: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per system for one size and number of peers."""
+    with ExitStack() as stack:
+        swarms: dict[str, Swarm] = {}
+        for system in arguments.systems:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            swarms[system] = stack.enter_context(start(system, parameters, peers, arguments, folder))
+        rounds: dict[str, list[Round]] = {system: [] for system in swarms}
+        for turn in range(arguments.runs + 1):
+            for system, swarm in swarms.items():
+                one = swarm.run_round()
+                if turn:
+                    rounds[system].append(one)
+        rows = [row(system, swarms[system], rounds[system]) for system in swarms]
+    baseline = next((line["seconds"] for line in rows if line.get("compression") == "float16"), None)
+    bytes_up = next((line["bytes_up"] for line in rows if line.get("compression") == "float16"), None)
+    for line in rows:
+        if baseline and bytes_up:
+            line["time_ratio"], line["bytes_ratio"] = line["seconds"] / baseline, line["bytes_up"] / bytes_up
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The narrow tables: rounds, then where our CPU time goes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    wide = ("system", "variant", "parameters", "peers", "seconds", "time_ratio", "certificate_seconds", "cpu_seconds")
+    parts = (
+        "variant",
+        "parameters",
+        "peers",
+        *(f"{part}_cpu_seconds" for part in (*PARTS, "send")),
+        "p2pd_cpu_seconds",
+    )
+    ours = [line for line in rows if line["system"] == "murmuration"]
+    for title, columns, lines in (
+        ("Seconds per round", (*wide, "bytes_up", "bytes_ratio"), rows),
+        ("Murmuration: CPU seconds per peer and round (p2pd: of all peers)", parts, ours),
+    ):
+        table = Table(title=title)
+        for column in columns:
+            table.add_column(column.removesuffix("_cpu_seconds").replace("_", " "), justify="right")
+        for line in lines:
+            cells = (line.get(column) for column in columns)
+            table.add_row(*("" if c is None else f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells))
+        Console(width=150).print(table)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=lambda text: [count(part) for part in text.split(",")], default=[10**6, 10**7])
+    parser.add_argument("--peers", type=lambda text: [int(part) for part in text.split(",")], default=[4, 8])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--systems", type=lambda text: text.split(","), default=list(SYSTEMS))
+    parser.add_argument("--ring-bits", type=int, default=16, choices=(8, 16, 32))
+    parser.add_argument("--chunk-elements", type=int, default=65536)
+    parser.add_argument("--profile", default="", help="file for a cProfile of the first of our peers")
+    parser.add_argument("--name", default="averaging", help="name of the JSON file")
+    arguments = parser.parse_args()
+    quiet_environment()
+    rows: list[dict[str, Any]] = []
+    for parameters in arguments.sizes:
+        for peers in arguments.peers:
+            rows += measure(parameters, peers, arguments)
+            show(rows[-len(arguments.systems) :])
+    print(report(arguments.name, rows, columns=("system", "variant", "parameters", "peers", "seconds", "time_ratio")))
+
+
+if __name__ == "__main__":
+    main()
