@@ -51,6 +51,9 @@ class Small:
     value: U8
 
 
+EVERY_CLASS = [*REGISTERED, Sample, Small]
+
+
 SAMPLE = Sample(300, 2**40, bytes(32), b"\x00\xff", "Öre", True, Point(-5, False), (Point(1, True),), (7, 255))
 PLAIN: dict[str, Any] = {
     "count": 300,
@@ -115,7 +118,7 @@ def test_encodes_as_plain_msgpack_in_field_order():
     assert decode(memoryview(frame(PLAIN))) == SAMPLE
 
 
-@pytest.mark.parametrize("cls", [*REGISTERED, Sample, Small], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", EVERY_CLASS, ids=lambda cls: cls.__name__)
 def test_every_message_survives_the_round_trip(cls: type):
     @settings(max_examples=50)
     @given(messages(cls))
@@ -348,7 +351,7 @@ def test_decode_as_demands_the_class():
 # --- whatever the bytes, a numbered refusal or the one value that encodes to them
 
 
-@settings(max_examples=4_000)
+@settings(max_examples=7_000)
 @given(tag=st.sampled_from([0x01, TAG, SMALL_TAG]) | st.integers(0, 255), body=st.binary(max_size=300))
 def test_random_bytes(tag: int, body: bytes):
     refusal(bytes([tag]) + body)
@@ -364,7 +367,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=500)
 @given(changes=st.dictionaries(NAMES, VALUES, min_size=1, max_size=2), drop=st.sets(NAMES, max_size=1))
 def test_valid_msgpack_of_the_wrong_shape(changes: dict[str, Any], drop: set[str]):
     value = {name: content for name, content in {**PLAIN, **changes}.items() if name not in drop}
@@ -374,9 +377,8 @@ def test_valid_msgpack_of_the_wrong_shape(changes: dict[str, Any], drop: set[str
 
 
 @st.composite
-def mutated_frames(draw: st.DrawFn) -> tuple[bytes, bytes]:
+def mutated_frames(draw: st.DrawFn, cls: type) -> tuple[bytes, bytes]:
     """(a valid frame, the same with a few bytes changed, inserted, repeated or cut)."""
-    cls = draw(st.sampled_from([*REGISTERED, Sample, Small]))
     original = encode(draw(messages(cls)))
     assert refusal(original) is None
     data = bytearray(original)
@@ -396,15 +398,19 @@ def mutated_frames(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return original, bytes(data)
 
 
-@settings(max_examples=5_000)
-@given(mutated_frames())
-def test_mutated_frames(pair: tuple[bytes, bytes]):
-    original, data = pair
-    refused = refusal(data)
-    if original.startswith(data) and data != original:
-        assert refused == Refusal.TRUNCATED
-    if data.startswith(original) and data != original:
-        assert refused in (Refusal.TRAILING, Refusal.OVERSIZED)
+@pytest.mark.parametrize("cls", EVERY_CLASS, ids=lambda cls: cls.__name__)
+def test_mutated_frames(cls: type):
+    @settings(max_examples=100)
+    @given(mutated_frames(cls))
+    def check(pair: tuple[bytes, bytes]) -> None:
+        original, data = pair
+        refused = refusal(data)
+        if original.startswith(data) and data != original:
+            assert refused == Refusal.TRUNCATED
+        if data.startswith(original) and data != original:
+            assert refused in (Refusal.TRAILING, Refusal.OVERSIZED)
+
+    check()
 
 
 # --- what a programmer gets wrong is noticed when the message is declared or first used
