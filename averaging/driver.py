@@ -32,7 +32,7 @@ from averaging.work import (
     Upload,
 )
 from dht.envelope import Envelope
-from dht.errors import MurmurationError, ProtocolError, Refusal, UnreachableError
+from dht.errors import MurmurationError, ProtocolError, Refusal, RoundError, UnreachableError
 from dht.identity import PeerId
 from dht.transport import Part, Transport
 from dht.wire import encode
@@ -116,6 +116,7 @@ class Driver:
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chunks")
         self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
         self._working = asyncio.Lock()
         self._unreachable: dict[PeerId, int] = {}
         self._stopped = False
@@ -142,9 +143,8 @@ class Driver:
 
     async def drain(self, timeout: float) -> None:
         """Wait until what is being sent has arrived, at most `timeout` seconds: the others may need it."""
-        sending = {task for task in self._tasks if task is not asyncio.current_task()}
-        if sending:
-            await asyncio.wait(sending, timeout=timeout)
+        if self._sending:
+            await asyncio.wait(set(self._sending), timeout=timeout)
 
     async def stop(self) -> None:
         """End all work and timers. What is on disk stays as the last commit left it."""
@@ -161,6 +161,8 @@ class Driver:
 
     def on_frame(self, sender: PeerId, frame: memoryview) -> None:
         """Handler of the transport. Raises ProtocolError for what only a broken or hostile peer sends."""
+        if self._stopped:
+            return
         self._unreachable.pop(sender, None)
         try:
             if is_bulk(frame):
@@ -200,7 +202,7 @@ class Driver:
         match action:
             case Send(to, message):
                 assert isinstance(message, Envelope)
-                self._spawn(self._deliver(to, message))
+                self._spawn_send(self._deliver(to, message))
             case SetTimer(key, delay):
                 self._set_timer(key, delay)
             case CancelTimer(key):
@@ -257,7 +259,6 @@ class Driver:
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "upload")
         async with self._working:
             await self._work.prepare(cohort)
-            sending: set[asyncio.Task[None]] = set()
             masked = [asyncio.ensure_future(self._mask(cohort, chunk)) for chunk, _ in plan[:_UPLOADS_AT_ONCE]]
             for i, (chunk, receivers) in enumerate(plan):
                 await masked[i]
@@ -265,7 +266,7 @@ class Driver:
                     masked.append(asyncio.ensure_future(self._mask(cohort, plan[i + _UPLOADS_AT_ONCE][0])))
                 for to in receivers:
                     parts = cohort.payload(BulkKind.MASKED, chunk).parts()
-                    sending.add(self._spawn(self._send_bulk(to, parts, cohort)))
+                    self._spawn_send(self._send_bulk(to, parts, cohort))
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "survivors")
         self._feed(lambda: self.participant.uploaded(sid))
 
@@ -287,13 +288,14 @@ class Driver:
         for chunk in chunks:
             parts = cohort.payload(kind, chunk).parts()
             for peer in to:
-                self._spawn(self._send_bulk(peer, parts, cohort))
+                self._spawn_send(self._send_bulk(peer, parts, cohort))
 
     async def _apply(self, sid: bytes) -> None:
         cohort = self.participant.cohort(sid)
         if cohort is None:
             return
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "commit")
+        self._work.interrupt()  # whoever still trains came too late for this round
         async with self._working:
             root, loss = await self._work.apply(cohort)
         self._feed(lambda: self.participant.applied(sid, root, loss))
@@ -315,6 +317,8 @@ class Driver:
         mine = previous if previous is not None and previous.sid == record.sid else None
         self._work.interrupt()
         async with self._working:
+            if chain.head.round != record.round:
+                return  # while this waited its turn a newer head came, which is fetched instead
             found = await self._work.fetch(record, chain, donors, mine)
         if found:
             self._observer.settled(record.round)
@@ -367,10 +371,18 @@ class Driver:
         task.add_done_callback(self._ended)
         return task
 
+    def _spawn_send(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._spawn(work)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, ProtocolError) and error.refusal in _BENIGN:
                 _log.info("dropped work: %s", error.message)
+            elif isinstance(error, RoundError):
+                # This peer has nothing to add to the round; the round ends without it, or void.
+                self._observer.note(error.message, None)
             else:
                 self._fail(error)
