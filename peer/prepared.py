@@ -6,9 +6,9 @@ the memory of those who computed it. State on disk plus these sums gives it agai
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +16,10 @@ import msgpack
 import numpy as np
 
 from averaging.layout import Layout, RingArray
-from peer.durable import storage_errors
+from peer.durable import storage_errors, sync_folder, write_file
 
 _VERSION = 1
+_DIGEST = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +54,25 @@ class Prepared:
             "lost": list(self.lost),
         }
         packed = cast(bytes, msgpack.packb(head, use_bin_type=True))
+        parts: list[bytes | memoryview] = [len(packed).to_bytes(4, "big") + packed]
+        parts += [ring.data.cast("B") for ring in self.sums]
+        digest = sha256()
+        for part in parts:
+            digest.update(part)
         partial = path.with_suffix(".partial")
         with storage_errors(path.parent):
-            with partial.open("wb") as file:
-                file.write(len(packed).to_bytes(4, "big") + packed)
-                for ring in self.sums:
-                    file.write(memoryview(ring).cast("B"))
-                file.flush()
-                os.fsync(file.fileno())
+            write_file(partial, [*parts, digest.digest()])
             partial.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path.parent)
 
     @classmethod
     def load(cls, path: Path, layout: Layout) -> Prepared | None:
         """What was saved, or None when there is nothing whole: then the state is fetched from others."""
         try:
             data = path.read_bytes()
+            data, digest = data[:-_DIGEST], data[-_DIGEST:]
+            if sha256(data).digest() != digest:
+                return None
             size = int.from_bytes(data[:4], "big")
             head: dict[str, Any] = msgpack.unpackb(data[4 : 4 + size], raw=False)
             sums = tuple(_cut(data[4 + size :], layout))
