@@ -24,6 +24,8 @@ from peer.store import StateStore
 log = logging.getLogger(__name__)
 
 _LEAVES_PER_REPLY = 16384
+_MOST_LEAVES = 1 << 20
+"""A state of 256 GiB. A donor could announce any number, and what it sends is checked only when all is here."""
 _REQUEST_SECONDS = 30.0
 _PER_DONOR = 2
 """Chunks asked of one donor at a time: a small peer must not drown under a crowd that joins."""
@@ -164,7 +166,10 @@ class CatchUp:
             if reply.count == 0:
                 self._ban(donor, UnreachableError("it does not hold that state"))
                 return None
-            if not reply.hashes or len(collected) + len(reply.hashes) > reply.count:
+            if reply.count > _MOST_LEAVES:
+                raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a state of {reply.count} chunks")
+            # Full pages only: a donor that gives one hash at a time would hold everybody up.
+            if len(reply.hashes) != min(_LEAVES_PER_REPLY, reply.count - len(collected)):
                 raise ProtocolError(Refusal.OUT_OF_BOUNDS, "leaf hashes that do not add up")
             collected += reply.hashes
             if len(collected) == reply.count:
