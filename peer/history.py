@@ -13,9 +13,9 @@ from dht.wire import decode_as, encode
 from peer.store import StoredRound
 
 
-def chain_frames(chain: Chain) -> list[bytes]:
-    """The chain as frames for the store: the founding envelope, then each record with its certificate."""
-    decisions = (chain.decision(round_) for round_ in range(1, chain.head.round + 1))
+def chain_frames(chain: Chain, last: int) -> list[bytes]:
+    """The chain up to round `last` as frames for the store: the founding envelope, then records with certificates."""
+    decisions = (chain.decision(round_) for round_ in range(1, last + 1))
     return [encode(chain.founding), *(encode(decision) for decision in decisions if decision is not None)]
 
 

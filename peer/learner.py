@@ -13,10 +13,12 @@ import asyncio
 import logging
 import math
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -48,17 +50,26 @@ log = logging.getLogger(__name__)
 _HELDOUT_SEQUENCES = 32
 _HELDOUT_BATCH = 16
 _LARGEST_LOSS = 1e3
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
     """How the update of one sid was encoded, so that it can be encoded again to see what was sent."""
 
+    round: int
     sid: bytes
+    members: int
+    update: Vector  # the residual itself, which stays as it is until the round is decided; a copy after a restart
     encoder: Encoder
     dither: bytes
     weight: float
-    statistics: Statistics
+
+    def facts(self) -> dict[str, Any]:
+        """What makes it again from the residual and the scales of its time."""
+        secret = {"sid": self.sid.hex(), "dither": self.dither.hex()}
+        return {"round": self.round, "members": self.members, "weight": self.weight, **secret}
 
 
 class Learner:
@@ -85,14 +96,25 @@ class Learner:
         self._statistics = Statistics(0, 0.0, 0.0, 0.0, 0.0, 0)
         self._lost_norm = 0.0
         self._sent: _Sent | None = None
+        self._trailer = pack(self._statistics)
         self._prepared: Prepared | None = None
         self._stop_training = False
+        self._one_at_a_time = threading.Lock()
         self.haul: Haul | None = None
         self.train_seconds = 0.0
         self.train_loss = math.nan
         self.total_tokens = 0
         self.round = 0
         trainer.set_parameters(state.parameters)
+
+    async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Do work in a thread, alone: the thread of a cancelled task goes on, and whoever comes next waits for it."""
+
+        def alone() -> T:
+            with self._one_at_a_time:
+                return work(*arguments, **named)
+
+        return await asyncio.to_thread(alone)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -103,7 +125,7 @@ class Learner:
     async def train(self, round_: int) -> int:
         """Local steps until the manifest's number or deadline; returns the tokens behind the update."""
         self._stop_training = False
-        return await asyncio.to_thread(self._train)
+        return await self._in_thread(self._train)
 
     def _train(self) -> int:
         started = time.monotonic()
@@ -144,7 +166,7 @@ class Learner:
 
     async def evaluate(self) -> float | None:
         """Loss of the certified parameters on held-out text, nats per token; None without such text."""
-        return await asyncio.to_thread(self._evaluate)
+        return await self._in_thread(self._evaluate)
 
     def _evaluate(self) -> float | None:
         if self._heldout is None or self._folded:
@@ -158,16 +180,20 @@ class Learner:
         assert cohort.tokens is not None
         weight = cohort.tokens / self.params.weight_cap
         unit = reference(self.state.scales)
-        statistics = Statistics(
-            cohort.tokens,
-            self._statistics.loss,
-            self._statistics.first_loss,
-            self._statistics.squared_norm * weight * weight / unit,
-            self._lost_norm / unit,
-            self._statistics.steps,
+        statistics = replace(
+            self._statistics,
+            tokens=cohort.tokens,
+            squared_norm=self._statistics.squared_norm * weight * weight / unit,
+            lost_norm=self._lost_norm / unit,
         )
-        encoder = Encoder(self._layout, len(cohort.peers), self.state.scales.copy(), _signs(cohort.sid))
-        self._sent = _Sent(cohort.sid, encoder, os.urandom(16), weight, statistics)
+        self._trailer = pack(statistics)
+        self._sent = self._make_sent(
+            cohort.roster.round, cohort.sid, len(cohort.peers), weight, os.urandom(16), self._residual
+        )
+
+    def _make_sent(self, round_: int, sid: bytes, members: int, weight: float, dither: bytes, update: Vector) -> _Sent:
+        encoder = Encoder(self._layout, members, self.state.scales.copy(), _signs(sid))
+        return _Sent(round_, sid, members, update, encoder, dither, weight)
 
     def encode(self, cohort: Cohort, chunk: int) -> RingArray:
         """Ring elements of one chunk of the update; the trailer's are the public statistics."""
@@ -175,22 +201,26 @@ class Learner:
         assert sent is not None
         assert sent.sid == cohort.sid
         if chunk == self._layout.trailer:
-            return pack(sent.statistics).astype("<u4")
+            return self._trailer.astype("<u4")
         ring = self._layout.zeros(chunk)
-        sent.encoder.encode_chunk(chunk, self._residual, sent.weight, sent.dither, ring)
+        sent.encoder.encode_chunk(chunk, sent.update, sent.weight, sent.dither, ring)
         return ring
 
-    def _take_out(self, record: Record) -> None:
-        """The round is certified with my update in it: what was sent leaves the residual; lost chunks stay."""
+    def _take_out(self, chain: Chain) -> None:
+        """If my last update is in a certified sum, what was sent leaves the residual; lost chunks stay."""
         sent = self._sent
-        if sent is None or sent.sid != record.sid or self._me not in record.members():
+        if sent is None or sent.round > chain.head.round:
+            return
+        self._sent = None
+        record = chain.record(sent.round)  # not always the head: who fetches a state may have missed several rounds
+        if sent.sid != record.sid or self._me not in record.members():
             return
         lost_norm = 0.0
         for chunk in range(self._layout.chunks):
             if chunk in record.lost_chunks:
                 continue
             ring = self._layout.zeros(chunk)
-            sent.encoder.encode_chunk(chunk, self._residual, sent.weight, sent.dither, ring)
+            sent.encoder.encode_chunk(chunk, sent.update, sent.weight, sent.dither, ring)
             part = self._layout.slice(chunk)
             here = self._residual[part]
             here -= sent.encoder.dequantise_chunk(chunk, ring, sent.weight)[: len(here)]
@@ -202,7 +232,7 @@ class Learner:
 
     async def apply(self, cohort: Cohort) -> tuple[bytes, float]:
         """The next state's root and the public mean loss; the sums are on disk when it returns."""
-        return await asyncio.to_thread(self._apply, cohort)
+        return await self._in_thread(self._apply, cohort)
 
     def _apply(self, cohort: Cohort) -> tuple[bytes, float]:
         assert cohort.certified is not None
@@ -264,11 +294,11 @@ class Learner:
         prepared = self._prepared
         assert prepared is not None
         assert prepared.sid == cohort.sid
-        await asyncio.to_thread(self._advance, prepared, record, chain)
+        await self._in_thread(self._advance, prepared, record, chain)
 
     def _advance(self, prepared: Prepared, record: Record, chain: Chain) -> None:
         self._fold()
-        self._take_out(record)
+        self._take_out(chain)
         root = self.state.advance(self._gradient(prepared), self._outer, self._next_scales(prepared))
         if root != record.state_root:
             raise StorageError(
@@ -278,7 +308,8 @@ class Learner:
 
     def _adopted(self, record: Record, chain: Chain) -> None:
         """Save the certified state, then my own training; start the next local steps from it."""
-        self.store.save(record.round, record.state_root, self.state.leaves(), self.state.chunks(), chain_frames(chain))
+        frames = chain_frames(chain, record.round)
+        self.store.save(record.round, record.state_root, self.state.leaves(), self.state.chunks(), frames)
         self._trainer.set_parameters(self.state.parameters)
         self._folded = False
         self._prepared = None
@@ -287,15 +318,15 @@ class Learner:
 
     async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
         """Adopt a certified state that I did not commit: from my own prepared sums, else chunk by chunk from donors."""
-        if await asyncio.to_thread(self._resume_prepared, record, chain):
+        if await self._in_thread(self._resume_prepared, record, chain):
             return True
-        await asyncio.to_thread(self._fold)
+        await self._in_thread(self._fold)
         catch_up = CatchUp(self._transport, record.state_root, donors)
         if not await catch_up.run(self.state):
             return False
         self.haul = catch_up.haul
-        await asyncio.to_thread(self._take_out, record)
-        await asyncio.to_thread(self._adopted, record, chain)
+        await self._in_thread(self._take_out, chain)
+        await self._in_thread(self._adopted, record, chain)
         return True
 
     def _resume_prepared(self, record: Record, chain: Chain) -> bool:
@@ -310,13 +341,13 @@ class Learner:
     def save_genesis(self, chain: Chain) -> None:
         """Store the founding's state, which I hold, so that who starts from other first weights can fetch it."""
         if not self.store.rounds() and self.state.root() == chain.record(0).state_root:
-            frames = chain_frames(chain)[:1]
+            frames = chain_frames(chain, 0)
             self.store.save(0, self.state.root(), self.state.leaves(), self.state.chunks(), frames)
 
     async def leave(self) -> None:
         """Stop training and save what was learned since the last certified round."""
         self.interrupt()
-        await asyncio.to_thread(self._leave)
+        await self._in_thread(self._leave)
 
     def _leave(self) -> None:
         if self.store.rounds() and self.state.root() == self.store_root():
@@ -331,7 +362,8 @@ class Learner:
     def save_local(self) -> None:
         """Save residual, optimizer and data position, bound to the last adopted round. Raises StorageError."""
         trained = self._trainer.state()
-        facts = {"trainer": trained.facts, "tokens": self._tokens, "total": self.total_tokens}
+        sent = None if self._sent is None else self._sent.facts()
+        facts = {"trainer": trained.facts, "tokens": self._tokens, "total": self.total_tokens, "sent": sent}
         arrays = {"residual": self._residual, **{f"trainer/{name}": value for name, value in trained.arrays.items()}}
         self.store.save_local(LocalState(self.round, self.state.root(), arrays, facts))
 
@@ -346,6 +378,11 @@ class Learner:
         moments = {name.removeprefix("trainer/"): np.asarray(local.arrays[name]) for name in names}
         self._trainer.restore(TrainerState(moments, dict(local.facts["trainer"])))
         self._tokens, self.total_tokens = int(local.facts["tokens"]), int(local.facts["total"])
+        if sent := local.facts.get("sent"):
+            # I left before that round was decided: its sum may have my update in it.
+            sid, dither = bytes.fromhex(sent["sid"]), bytes.fromhex(sent["dither"])
+            before = self._residual.copy()
+            self._sent = self._make_sent(sent["round"], sid, sent["members"], sent["weight"], dither, before)
         return True
 
 
