@@ -312,6 +312,8 @@ class Node:
         """The committee has decided; a void round ends here, another one when its state is adopted."""
         if decided.record.void:
             self._report_round(decided.record.round, None)
+            if self._is_last(decided.record.round) and self._participant.settled:
+                self._finished.set()
 
     def settled(self, round_: int) -> None:
         """The state of a round is adopted: measure it, report, and leave if it was the last one."""
@@ -330,8 +332,11 @@ class Node:
 
     async def _measure(self, round_: int) -> None:
         self._report_round(round_, await self._learner.evaluate())
-        if self._config.rounds and round_ >= self._config.rounds:
+        if self._is_last(round_):
             self._finished.set()
+
+    def _is_last(self, round_: int) -> bool:
+        return bool(self._config.rounds) and round_ >= self._config.rounds
 
     def _report_round(self, round_: int, heldout_loss: float | None) -> None:
         chain = self._participant.chain
