@@ -59,7 +59,9 @@ def tiny_manifest(peers: int, **train: Any) -> Manifest:
 def make_trainer(manifest: Manifest, index: int) -> Trainer:
     """Peer `index`'s trainer: its own stretch of the text, its own order."""
     tokens = np.frombuffer(TEXT[index * 7 :], np.uint8)
-    return Trainer(build_model(manifest), TokenBatches(TokenData(tokens, SEQUENCE, "text"), BATCH, index), manifest, "cpu")
+    return Trainer(
+        build_model(manifest), TokenBatches(TokenData(tokens, SEQUENCE, "text"), BATCH, index), manifest, "cpu"
+    )
 
 
 async def until(condition: Callable[[], bool], failed: Iterable[asyncio.Future[None]] = ()) -> None:
