@@ -6,6 +6,7 @@ A test plans deaths (`plan`), changes what liars send (`tamper`), and reads what
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -115,6 +116,8 @@ class CohortNet:
         self.fired: list[tuple[int, str]] = []
         self.counts: Counter[tuple[int, str]] = Counter()
         self.sent: list[tuple[int, int, Any]] = []
+        self.times: list[tuple[float, float]] = []
+        """When each of `sent` was sent, and when it arrived (infinity: never)."""
         self.refusals: list[tuple[int, int, ProtocolError]] = []
         self.notes: list[tuple[int, Note]] = []
         self._last: dict[tuple[int, int], float] = {}
@@ -242,6 +245,7 @@ class CohortNet:
             envelope = seal(self.nodes[i].identity, RUN, self.roster.round, item)
         self.sent.append((i, j, item))
         delay = self.delay(i, j, item)
+        self.times.append((self.now, math.inf if delay is None else self.now + delay))
         if delay is not None:
             self._last[i, j] = max(self._last.get((i, j), 0.0), self.now + delay)
             self.at(delay, lambda: self._arrive(i, j, item, envelope))
