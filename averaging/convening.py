@@ -7,14 +7,15 @@ to the next attempt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.certificate import quorum
 from averaging.guard import Guard
 from averaging.keys import MemberSecrets
 from averaging.messages import Closed, Join
 from averaging.params import MAX_MEMBERS, RunParams
-from averaging.roster import CheckedRoster, check_join, check_roster, convener, make_roster
+from averaging.roster import CheckedRoster, check_join, check_roster, convener, decisive, make_roster
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
@@ -166,10 +167,18 @@ class Convening:
         return self._maybe_sign(deadline=False) if join.attempt == self.attempt else []
 
     def _eligible(self) -> dict[PeerId, Envelope]:
-        """Joins of this attempt, without peers that most of the others name as laggards of the last one."""
-        joins = self._joins.get(self.attempt, {})
+        """Joins of this attempt, without peers that most of the others name as laggards of the last one: the most
+        named first, and only as many as can be spared."""
+        joins = dict(self._joins.get(self.attempt, {}))
         named = {peer: sum(peer in self._missing[other] for other in joins) for peer in joins}
-        return {peer: join for peer, join in joins.items() if 2 * named[peer] <= len(joins)}
+        for peer in sorted(joins, key=lambda peer: (-named[peer], peer)):
+            rest = {other: join for other, join in joins.items() if other != peer}
+            if 2 * named[peer] > len(named) and self._enough(rest):
+                joins = rest
+        return joins
+
+    def _enough(self, joins: Collection[PeerId]) -> bool:
+        return len(joins) >= self.params.minimum and decisive(joins, self.committee)
 
     def _maybe_sign(self, *, deadline: bool) -> list[Action]:
         joins = self._eligible()
@@ -177,10 +186,11 @@ class Convening:
         if mine not in joins or self.attempt in self._signed or self.convener() != mine:
             return []
         waiting_for = (set(self.committee) | self.newcomers) - self._gone - set(joins)
-        if not deadline and (waiting_for or len(joins) < self.params.minimum):
+        if not deadline and (waiting_for or not self._enough(joins)):
             return []
-        if len(joins) < self.params.minimum:
-            text = f"{len(joins)} of {self.params.minimum} peers joined; the round waits"
+        if not self._enough(joins):
+            needed = max(self.params.minimum, quorum(len(self.committee)))
+            text = f"{len(joins)} of {needed} peers joined; the round waits"
             again = SetTimer(self._key("join"), self.params.deadlines.join)
             hints = [Send(peer, self._closed(WAITING)) for peer in joins if peer != mine]
             return [again, Note(text), *hints]

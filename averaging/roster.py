@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from averaging.certificate import quorum
 from averaging.messages import Join, Roster
 from averaging.params import RunParams
 from dht.envelope import Envelope
@@ -92,12 +93,22 @@ def check_roster(
         raise ProtocolError(Refusal.UNEXPECTED, "the roster repeats a peer or is out of order")
     if len(peers) < params.minimum:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{len(peers)} members, at least {params.minimum} needed")
+    if not decisive(peers, committee):
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, "fewer than a quorum of the committee: its record would not stand")
     keys = {key for member in members for key in (member.join.mask_key, member.join.share_key)}
     if len(keys) != 2 * len(members):
         raise ProtocolError(Refusal.EQUIVOCATION, "two members use one key")
     name = digest("roster", envelope.body)
     sid = digest("sid", params.run, round_.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
     return CheckedRoster(round_, roster.attempt, head, name, sid, members)
+
+
+def decisive(peers: Collection[PeerId], committee: Collection[PeerId]) -> bool:
+    """Whether these peers can have their record certified: a quorum of the committee must have computed it.
+
+    So there are never two rosters at work in one round that could both succeed.
+    """
+    return len(set(peers) & set(committee)) >= quorum(len(committee))
 
 
 def make_roster(params: RunParams, round_: int, attempt: int, head: bytes, joins: dict[PeerId, Envelope]) -> Roster:
