@@ -67,7 +67,7 @@ def make_trainer(manifest: Manifest, index: int) -> Trainer:
 async def until(condition: Callable[[], bool], failed: Iterable[asyncio.Future[None]] = ()) -> None:
     """Wait for what other tasks and threads bring about; TimeoutError after `PATIENCE`, or what ended a driver."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  (what is waited for has no event of its own)
+        while not condition():
             for future in failed:
                 if future.done():
                     future.result()

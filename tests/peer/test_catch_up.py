@@ -21,7 +21,7 @@ from peer import catch_up
 from peer.catch_up import CatchUp, ChunkRequest, Donor, Leaves, LeavesRequest, StateChunk
 from peer.state import CanonicalState, StateSchema
 from peer.store import StateStore
-from tests.peer.swarm_in_process import Network, identity
+from tests.peer.swarm_in_process import Network, identity, until
 
 SCHEMA = StateSchema(b"r" * 32, ("weight",), ((300_000,),))
 PEERS = [identity(index).peer_id for index in range(5)]
@@ -102,7 +102,7 @@ def flipped(data: bytes) -> bytes:
 WRONG_CHUNKS = {
     "one bit": lambda chunk: replace(chunk, data=flipped(chunk.data)),
     "too short": lambda chunk: replace(chunk, data=chunk.data[:-4]),
-    "a wrong proof": lambda chunk: replace(chunk, path=chunk.path[:-1] + (flipped(chunk.path[-1]),)),
+    "a wrong proof": lambda chunk: replace(chunk, path=(*chunk.path[:-1], flipped(chunk.path[-1]))),
     "no proof": lambda chunk: replace(chunk, path=()),
     "another index": lambda chunk: replace(chunk, index=chunk.index ^ 1),
     "another count": lambda chunk: replace(chunk, count=chunk.count + 1),
@@ -237,9 +237,7 @@ async def test_a_donor_that_hangs_holds_up_nobody_for_good(new: CanonicalState, 
     world.network.on_request = hang
     state = changed(new, list(range(1, 12)))
     running = asyncio.ensure_future(world.catch_up.run(state))
-    async with asyncio.timeout(20):
-        while world.catch_up.haul.chunks < 9:
-            await asyncio.sleep(0.001)
+    await until(lambda: world.catch_up.haul.chunks == 9)
     assert not running.done()
     stuck.set()
     assert await running

@@ -1,0 +1,146 @@
+"""A swarm of real processes: console commands, their JSON events as they come, faults by signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 150.0
+"""Seconds for what takes a few on an idle machine. Only a failing test waits that long."""
+
+
+class Process:
+    """One command in a process group of its own; `events` grows while it runs."""
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        folder: Path,
+        changed: threading.Condition,
+        nice: int,
+    ) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MURMURATION_")}
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.name, self._changed = name, changed
+        self.events: list[dict[str, Any]] = []
+        self.stderr = folder / f"{name}.stderr"
+        self._doom: Callable[[bytes], bool] | None = None
+        with self.stderr.open("ab") as errors:
+            self.process = subprocess.Popen(
+                ["nice", "-n", str(nice), sys.executable, "-m", module, *arguments, "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if self._doom is not None and self._doom(line):
+                self.process.kill()  # before anything else: it must not get further than this line
+                self._doom = None
+            with self._changed, suppress(ValueError):
+                self.events.append(json.loads(line))
+                self._changed.notify_all()
+        self.process.wait()
+        with self._changed:
+            self._changed.notify_all()
+
+    def kill_at(self, doom: Callable[[bytes], bool]) -> None:
+        """SIGKILL as soon as it writes a line for which `doom` is true."""
+        self._doom = doom
+
+    @property
+    def code(self) -> int | None:
+        """Exit code once it has ended and all it wrote was read, negative for a signal."""
+        return None if self._reader.is_alive() else self.process.returncode
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        """All its events of this name so far."""
+        return [entry for entry in self.events if entry["event"] == event]
+
+    def rounds(self) -> dict[int, dict[str, Any]]:
+        """Its reports of decided rounds, by round."""
+        return {entry["round"]: entry for entry in self.named("round")}
+
+    def clean_up(self) -> None:
+        """End the whole process group, whatever state it is in."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class Swarm:
+    """Starts processes in one folder and waits for what they report; `with` ends them all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.changed = threading.Condition()
+        self.all: list[Process] = []
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.all:
+            process.clean_up()
+
+    def start(self, name: str, module: str, *arguments: str, nice: int = 0) -> Process:
+        """Run `python -m MODULE ARGUMENTS --json`; with `nice` it yields to what starts later."""
+        process = Process(name, module, arguments, self.folder, self.changed, nice)
+        self.all.append(process)
+        return process
+
+    def wait(self, what: str, condition: Callable[[], bool], alive: Sequence[Process] = ()) -> None:
+        """Wait until `condition` holds, looking again at every event. AssertionError at the deadline, or when one of
+        `alive` ends, with what it said."""
+        deadline = time.monotonic() + PATIENCE
+        with self.changed:
+            while not condition():
+                for process in alive:
+                    assert process.code is None, f"{process.name} ended with {process.code}: {last_words(process)}"
+                left = deadline - time.monotonic()
+                assert left > 0, f"waited in vain for: {what}\n{self.tell()}"
+                self.changed.wait(min(left, 1.0))
+
+    def tell(self) -> str:
+        """The last event of every process, for a failing test."""
+        return "\n".join(f"{p.name}: {p.code} {p.events[-1:]} {last_words(p)}" for p in self.all)
+
+
+def last_words(process: Process) -> str:
+    """The end of its stderr and its last error event."""
+    return f"{process.named('error')[-1:]} {process.stderr.read_text()[-2000:]}"
+
+
+def running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the direct children (Linux)."""
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
