@@ -22,11 +22,13 @@ from rich.console import Console
 
 from dht import exits
 from dht.errors import ConfigError
-from peer.demo.swarm import Demo, DemoError, Plan
+from peer.demo.swarm import LOCAL_STEPS, Demo, DemoError, Plan
 from peer.demo.tracker import Losses, Tracker, verdicts
 from peer.demo.view import View, final_table, summary_lines
 
 EXIT_INTERRUPTED = 130
+WIDTH = 120
+"""Columns where no terminal says how many there are."""
 MIN_PEERS, MIN_ROUNDS = 4, 6
 
 
@@ -35,6 +37,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m peer.demo", description=__doc__)
     parser.add_argument("--peers", type=int, default=6, help=f"how many, at least {MIN_PEERS} (default 6)")
     parser.add_argument("--rounds", type=int, default=12, help=f"how many, at least {MIN_ROUNDS} (default 12)")
+    parser.add_argument("--steps", type=int, default=LOCAL_STEPS, help=f"per round (default {LOCAL_STEPS})")
     parser.add_argument("--keep", action="store_true", help="keep the folder with everybody's state and logs")
     parser.add_argument("--json", action="store_true", help="summary as JSON on stdout, progress on stderr")
     given = parser.parse_args()
@@ -77,7 +80,9 @@ async def interruptible(given: argparse.Namespace, folder: Path) -> int:
 async def play(given: argparse.Namespace, folder: Path) -> int:
     """Run the script under the view, then show the tables."""
     console = Console(stderr=given.json)
-    plan = Plan(folder, given.peers, given.rounds)
+    if not console.is_terminal:
+        console.width = WIDTH
+    plan = Plan(folder, given.peers, given.rounds, given.steps)
     tracker = Tracker(plan.names, plan.victim)
     view = View(tracker, console)
     with view.running():

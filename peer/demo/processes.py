@@ -1,6 +1,6 @@
 """Child processes that never outlive the demo: own process groups, killed when we end, whatever ends us.
 
-Each child writes JSON events on stdout, one per line; stderr goes to a file.
+Each child writes JSON events on stdout, one per line; a copy and its stderr go to files named after it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Swarm:
 
     async def start(self, name: str, command: Sequence[str]) -> Child:
         """Start a child, or start one that has ended again."""
-        log = self._folder / f"{name}.stderr"
+        log, events = self._folder / f"{name}.stderr", self._folder / f"{name}.events"
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -94,19 +94,21 @@ class Swarm:
                 preexec_fn=_in_child,
             )
         child = self.children[name] = Child(name, log, process)
-        child.reader = asyncio.create_task(self._read(child))
+        child.reader = asyncio.create_task(self._read(child, events))
         return child
 
-    async def _read(self, child: Child) -> None:
+    async def _read(self, child: Child, events: Path) -> None:
         stdout = child.process.stdout
         assert stdout is not None  # it was asked for
-        async for line in stdout:
-            try:
-                event = json.loads(line)
-                name = str(event["event"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a library's own print
-            self._take(child, name, event)
+        with events.open("ab", buffering=0) as copy:
+            async for line in stdout:
+                try:
+                    event = json.loads(line)
+                    name = str(event["event"])
+                except (ValueError, KeyError, TypeError):
+                    continue  # a library's own print
+                copy.write(line)
+                self._take(child, name, event)
         self._take(child, "ended", {"event": "ended", "code": await child.process.wait()})
 
     def _take(self, child: Child, name: str, event: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from peer.manifest import Cohort, Deadlines, Manifest, Train
 Report = Callable[[str, Mapping[str, Any]], None]
 BATCH_SIZE = 8
 SEQUENCE_LENGTH = 128
-LOCAL_STEPS = 12
+LOCAL_STEPS = 10
 KILL_IN_ROUND = 3
 STARTUP_SECONDS = 120.0
 SWARM_SECONDS = 600.0
@@ -43,6 +43,7 @@ class Plan:
     folder: Path
     peers: int = 6
     rounds: int = 12
+    local_steps: int = LOCAL_STEPS
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Inner steps that each peer takes, and the one that trains alone as well."""
-        return self.rounds * LOCAL_STEPS
+        return self.rounds * self.local_steps
 
 
 def prepare(plan: Plan) -> Manifest:
@@ -83,11 +84,11 @@ def prepare(plan: Plan) -> Manifest:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.hardlink_to(file)
     identities = [Identity.load_or_create(plan.home(name) / "identity.key") for name in plan.names]
-    tokens = LOCAL_STEPS * BATCH_SIZE * SEQUENCE_LENGTH
+    tokens = plan.local_steps * BATCH_SIZE * SEQUENCE_LENGTH
     manifest = Manifest.demo(
         str(identities[0].peer_id),
         genesis_peers=plan.peers,
-        train=Train(local_steps=LOCAL_STEPS, tokens_per_round=tokens, warmup=10),
+        train=Train(local_steps=plan.local_steps, tokens_per_round=tokens, warmup=10),
         cohort=Cohort(minimum=min(5, plan.peers - 1), target=max(8, plan.peers), deadlines=DEADLINES),
     )
     plan.run_file.write_text(manifest.dumps())
@@ -120,13 +121,20 @@ class Demo:
         self._say("preparing", text="Python's standard library as training text, one shard per peer")
         prepare(plan)
         async with self.swarm:
+            self._say("starting", text=f"starting a bootstrap, {plan.peers} peers, and one that trains alone")
             address = await self._bootstrap()
             for index in range(plan.peers):
                 await self._peer(index, address)
             arguments = (plan.run_file, plan.shard(0), plan.steps, BATCH_SIZE)
             await self._module("alone", "peer.demo.models", "alone", *arguments, nice=True)
             await self._kill_in_a_round(address)
-            await self._until(lambda: self.tracker.back_in is not None, f"{plan.victim} did not come back into a round")
+            await self._until(
+                lambda: self.tracker.back_in is not None or self._stranded(), f"{plan.victim} did not come back"
+            )
+            if self.tracker.back_in is None:
+                raise DemoError(
+                    f"round {plan.rounds} was over before {plan.victim} was back", remedy="take more --rounds"
+                )
             self._say("back", peer=plan.victim, round=self.tracker.back_in)
             await self._until(self._all_left, "not every peer got to the last round")
             result = await self._judge()
@@ -195,6 +203,10 @@ class Demo:
 
     def _say(self, event: str, **fields: object) -> None:
         self._report(SCRIPT, {"event": event, **fields})
+
+    def _stranded(self) -> bool:
+        """Whether the victim is the only one left."""
+        return set(self.plan.names) - set(self.tracker.ended) <= {self.plan.victim}
 
     def _all_left(self) -> bool:
         return set(self.tracker.ended) == set(self.plan.names)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from peer.demo.swarm import SCRIPT
 from peer.demo.tracker import Losses, Tracker
-from peer.events import describe_round, megabytes, number, short
+from peer.events import describe_round, megabytes, number, short, tail
 from peer.live import rounds_table
 
 REFRESH_PER_SECOND = 4
@@ -28,7 +28,7 @@ class View:
         self.tracker, self.console = tracker, console
         self._started = time.monotonic()
         self._phase = ""
-        self._shown = 0
+        self._said: set[str] = set()
         self._last_loss: float | None = None
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=REFRESH_PER_SECOND)
 
@@ -46,8 +46,8 @@ class View:
         kind = event["event"]
         if name == SCRIPT:
             self._say(self._turn(kind, event))
-        elif kind in ("refused", "blamed"):
-            self._say(f"{name} {kind} {event.get('peer')}: {event.get('reason')}")
+        elif kind in ("refused", "blamed") and not is_about_the_dead(str(event.get("reason"))):
+            self._say_once(f"{name} {kind} {tail(event.get('peer'))}: {event.get('reason')}")
         elif kind == "caught_up":
             self._say(f"{name} caught up to round {event.get('round')} with {megabytes(event.get('bytes'))}")
         elif kind == "round" and name == self.tracker.names[0] and not self.console.is_terminal:
@@ -65,6 +65,11 @@ class View:
     def _say(self, text: str) -> None:
         self.console.print(Text(f"{self.seconds:6.1f} s  {text}"), highlight=False, soft_wrap=True)
 
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
     def render(self) -> RenderableType:
         """The live view as it is now."""
         peers = Table(expand=False)
@@ -79,6 +84,11 @@ class View:
         rounds = [self.tracker.rounds[number] for number in sorted(self.tracker.rounds)]
         line = Text(f"{self._phase} · {self.seconds:.0f} s", style="dim")
         return Group(peers, rounds_table(rounds), line)
+
+
+def is_about_the_dead(reason: str) -> bool:
+    """Whether a refusal is what a peer's death must cause: nobody answers there, or answers for its former life."""
+    return "unreachable" in reason or "STALE" in reason
 
 
 def final_table(tracker: Tracker, losses: Losses) -> Table:
