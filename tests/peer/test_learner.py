@@ -1,0 +1,697 @@
+"""A peer's learning: the next state against an oracle of its own, the residual, and what survives a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from averaging.chain import Chain
+from averaging.record import Record
+from dht.errors import StorageError
+from dht.identity import PeerId
+from dht.wire import digest
+from peer.catch_up import Donor
+from peer.history import certify
+from peer.learner import Learner
+from peer.manifest import Manifest
+from peer.node import run_params
+from peer.state import CanonicalState
+from peer.store import StateStore
+from tests.peer.swarm_in_process import (
+    BATCH,
+    SEQUENCE,
+    STEPS,
+    Network,
+    Swarm,
+    founded,
+    grow,
+    identity,
+    make_trainer,
+    tiny_manifest,
+    until,
+)
+
+TOKENS = STEPS * BATCH * SEQUENCE  # of one peer in one round; half of what counts in full
+BLOCK = 4096
+
+# --- the oracle: the same formulas, written down once more from the documents -------------------------------------
+
+
+def oracle_signs(sid: bytes, block: int) -> np.ndarray:
+    """+1 or -1 per element: 512 bytes of AES-256-CTR per block, element 128 k + j is bit k of word j."""
+    cipher = Cipher(algorithms.AES(digest("signs", sid)), modes.CTR((32 * block).to_bytes(16, "big"))).encryptor()
+    words = [int.from_bytes(cipher.update(bytes(4)), "little") for _ in range(128)]
+    return np.array([-1 if words[i % 128] >> (i // 128) & 1 else 1 for i in range(BLOCK)], np.int64)
+
+
+def oracle_hadamard(values: np.ndarray) -> np.ndarray:
+    out = values.astype(np.int64)
+    stride = 1
+    while stride < BLOCK:
+        pairs = out.reshape(-1, 2, stride)
+        out = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), 1).reshape(-1)
+        stride *= 2
+    return out
+
+
+def oracle_levels(members: int) -> int:
+    bits = 16 - math.ceil(math.log2(members))
+    return 2 ** (bits - 1) - 1
+
+
+def oracle_mean(
+    sums: dict[int, np.ndarray], scales: np.ndarray, sid: bytes, members: int, weights: float
+) -> np.ndarray:
+    """The weighted mean update out of integer sums, one Hadamard block a chunk."""
+    blocks = []
+    for block, summed in sorted(sums.items()):
+        integers = oracle_signs(sid, block) * oracle_hadamard(summed)
+        factor = float(scales[block]) / (64.0 * oracle_levels(members) * weights)
+        blocks.append((integers.astype(np.float64) * factor).astype(np.float32))
+    return np.concatenate(blocks)
+
+
+def oracle_step(state: Any, gradient: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters and momentum after Nesterov's outer step, one rounding per operation."""
+    rate, decay = np.float32(manifest.outer.learning_rate), np.float32(manifest.outer.momentum)
+    gradient = gradient[: len(state.parameters)]
+    momentum = state.momentum * decay + gradient
+    step = momentum * decay + gradient if manifest.outer.nesterov else momentum
+    return state.parameters - rate * step, momentum
+
+
+def oracle_scales(
+    sums: dict[int, np.ndarray], scales: np.ndarray, members: int, survivors: int, norm: int
+) -> np.ndarray:
+    """kappa * rho * max(rms of the block, rms of all / 16), within [1/2, 4] of the old clip. `norm`: trailer word 4."""
+    unit = [float(scale) / (oracle_levels(members) * survivors) for scale in scales]
+    squares = [float(sum(int(v) ** 2 for v in sums[b])) * (unit[b] * unit[b]) / BLOCK for b in range(len(scales))]
+    over_all = math.sqrt(math.fsum(squares) / len(squares))
+    reference = BLOCK * math.fsum(float(scale) * float(scale) for scale in scales)
+    individual = norm / (2.0**22 * survivors) * reference
+    rho = min(max(math.sqrt(individual / (BLOCK * math.fsum(squares))), 1.0), 2.0 * math.sqrt(survivors))
+    target = [8.0 * rho * max(math.sqrt(square), over_all / 16) for square in squares]
+    wide = [float(scale) for scale in scales]
+    return np.array([min(max(t, w * 0.5), w * 4.0) for t, w in zip(target, wide, strict=True)], np.float32)
+
+
+def oracle_root(header: bytes, parameters: np.ndarray, momentum: np.ndarray, scales: np.ndarray) -> bytes:
+    """RFC 6962 over 256 KiB pieces of each section."""
+
+    def tree(leaves: list[bytes]) -> bytes:
+        if len(leaves) == 1:
+            return leaves[0]
+        half = 1 << (len(leaves) - 1).bit_length() - 1
+        return sha256(b"\x01" + tree(leaves[:half]) + tree(leaves[half:])).digest()
+
+    size = 256 * 1024
+    sections = [header, *(array.astype("<f4").tobytes() for array in (parameters, momentum, scales))]
+    pieces = [section[start : start + size] for section in sections for start in range(0, len(section), size)]
+    return tree([sha256(b"\x00" + piece).digest() for piece in pieces])
+
+
+def signed(ring: np.ndarray) -> np.ndarray:
+    return ring.view(f"<i{ring.itemsize}").astype(np.int64)
+
+
+def oracle_state(before: Any, rings: list[dict[int, np.ndarray]], record: Record, members: int, manifest: Manifest):
+    """(parameters, momentum, scales) after a round in which these survivors encoded these rings."""
+    chunks = range(len(before.scales))
+    lost = record.lost_chunks
+    sums = {c: sum(signed(ring[c]) for ring in rings) if c not in lost else np.zeros(BLOCK, np.int64) for c in chunks}
+    weights = sum(survivor.tokens for survivor in record.survivors) / manifest.train.tokens_per_round
+    gradient = oracle_mean(sums, before.scales, record.sid, members, weights)
+    trailer = sum(ring[len(before.scales)].astype(np.int64) for ring in rings)
+    scales = oracle_scales(sums, before.scales, members, len(rings), int(trailer[4]))
+    return (*oracle_step(before, gradient, manifest), scales)
+
+
+def frozen(state: CanonicalState) -> Any:
+    arrays = {name: getattr(state, name).copy() for name in ("parameters", "momentum", "scales")}
+    return SimpleNamespace(**arrays, schema=state.schema)
+
+
+# --- a whole round over the network in memory ---------------------------------------------------------------------
+
+
+async def test_the_next_state_is_what_the_survivors_integers_say(tmp_path: Path):
+    async with Swarm(5, tmp_path) as swarm:
+        states = [frozen(swarm.peers[0].learner.state)]
+        commits: list[bytes] = []
+        first = swarm.peers[0].learner
+        adopted = first._adopted
+
+        def remember(record: Record, chain: Chain) -> None:
+            states.append(frozen(first.state))
+            commits.append(first.state.root())
+            adopted(record, chain)
+
+        first._adopted = remember  # type: ignore[method-assign]
+        await swarm.reach(3)
+        chain = swarm.peers[0].participant.chain
+        assert chain is not None
+        for number in (1, 2, 3):
+            record = chain.record(number)
+            assert len(record.survivors) == 5 and not record.void and not record.lost_chunks
+            rings = [peer.encoded[record.sid] for peer in swarm.peers if peer.id in record.members()]
+            expected = oracle_state(states[number - 1], rings, record, 5, swarm.manifest)
+            for name, array in zip(("parameters", "momentum", "scales"), expected, strict=True):
+                assert getattr(states[number], name).tobytes() == array.tobytes(), f"{name} of round {number}"
+            assert record.state_root == commits[number - 1] == oracle_root(states[0].schema.header, *expected)
+            assert not np.array_equal(states[number].parameters, states[number - 1].parameters)
+        assert swarm.network.refused == []
+        assert len({peer.learner.store.chunk(3, 1) for peer in swarm.peers}) == 1
+
+
+async def test_losses_fall_and_updates_average(tmp_path: Path):
+    async with Swarm(4, tmp_path) as swarm:
+        await swarm.reach(1)
+        early = swarm.peers[0].participant.chain.record(1)  # type: ignore[union-attr]
+        late = await swarm.reach(8)
+        assert late.loss < early.loss
+        assert {survivor.tokens for survivor in late.survivors} == {TOKENS}
+
+
+# --- single learners, one sum after the other, by hand ------------------------------------------------------------
+
+
+class Table:
+    """Learners whose updates are added up right here, with a chain that says what was certified."""
+
+    def __init__(self, folder: Path, count: int = 3, manifest: Manifest | None = None) -> None:
+        self.folder, self.manifest = folder, manifest or tiny_manifest(count)
+        self.ids = [identity(index).peer_id for index in range(count)]
+        self.learners = [self.make(index) for index in range(count)]
+        self.layout = self.learners[0].params.layout
+        self.chain = founded(self.manifest, count, self.learners[0].state.root())
+        self.rings: list[dict[int, np.ndarray]] = []
+
+    def make(self, index: int) -> Learner:
+        """A learner at the first weights, or at what its folder holds."""
+        trainer = make_trainer(self.manifest, index)
+        schema = trainer.vector.schema(self.manifest.run_id)
+        params = run_params(self.manifest, schema.elements)
+        store = StateStore(self.folder / str(index), schema)
+        stored = store.load_newest()
+        genesis = CanonicalState.genesis(schema, trainer.local().copy(), self.manifest.first_clip)
+        state = store.load_state(stored) if stored else genesis
+        port = Network().port(self.ids[index])
+        learner = Learner(self.manifest, params, self.ids[index], trainer, state, store, None, port)
+        if stored:
+            assert learner.load_local(stored.round)
+        return learner
+
+    async def upload(self, tokens: list[int] | None = None, name: bytes = b"") -> list[Any]:
+        """Everybody trains (unless tokens say how much it has) and encodes; one cohort view per learner."""
+        round_ = self.chain.head.round + 1
+        sid = digest("sid", name, round_.to_bytes(4, "big"))
+        tokens = tokens or [await learner.train(round_) for learner in self.learners]
+        cap = self.manifest.train.tokens_per_round
+        roster = SimpleNamespace(round=round_, attempt=0)
+        manifests = {i: (SimpleNamespace(tokens=min(count, cap)), b"") for i, count in enumerate(tokens)}
+        self.rings, views = [], []
+        for i, learner in enumerate(self.learners):
+            view = SimpleNamespace(roster=roster, sid=sid, peers=tuple(self.ids), tokens=min(tokens[i], cap))
+            view.r3 = SimpleNamespace(manifests=manifests)
+            await learner.prepare(view)
+            self.rings.append({c: learner.encode(view, c).copy() for c in range(self.layout.total_chunks)})
+            views.append(view)
+        return views
+
+    def add_up(self, views: list[Any], survivors: list[int], lost: tuple[int, ...] = ()) -> None:
+        """Give everybody the sum over these survivors."""
+
+        def ring(chunk: int) -> np.ndarray:
+            zeros = self.layout.zeros(chunk)
+            return zeros if chunk in lost else sum((self.rings[i][chunk] for i in survivors), zeros)
+
+        for view in views:
+            view.certified = SimpleNamespace(survivors=tuple(survivors))
+            view.sums = SimpleNamespace(ring=ring, lost=lost)
+
+    def certify(self, views: list[Any], survivors: list[int], root: bytes, lost: tuple[int, ...] = ()) -> Record:
+        tokens = {self.ids[i]: views[0].r3.manifests[i][0].tokens for i in survivors}
+        return grow(self.chain, survivors=tokens, state_root=root, sid=views[0].sid, lost_chunks=lost)
+
+    async def round(self, survivors: list[int] | None = None, lost: tuple[int, ...] = (), **options: Any) -> Record:
+        """A whole round in which all learners, also those left out, adopt the sum over the survivors."""
+        survivors = survivors or list(range(len(self.learners)))
+        views = await self.upload(**options)
+        self.add_up(views, survivors, lost)
+        applied = [await learner.apply(view) for learner, view in zip(self.learners, views, strict=True)]
+        assert len(set(applied)) == 1, "the roots differ"
+        record = self.certify(views, survivors, applied[0][0], lost)
+        for learner, view in zip(self.learners, views, strict=True):
+            await learner.commit(record, self.chain, view)
+            assert learner.state.root() == record.state_root
+        return record
+
+    def part(self, vector: np.ndarray, chunk: int) -> np.ndarray:
+        return vector[self.layout.slice(chunk)]
+
+
+def sent(table: Table, i: int, clips: np.ndarray, sid: bytes) -> np.ndarray:
+    """What learner i's ring elements say in update space, by the oracle."""
+    chunks = {c: signed(table.rings[i][c]) for c in range(table.layout.chunks)}
+    return oracle_mean(chunks, clips, sid, 3, TOKENS / table.manifest.train.tokens_per_round)[: table.layout.parameters]
+
+
+async def updates_of(table: Table) -> tuple[list[Any], list[np.ndarray]]:
+    views = await table.upload()
+    return views, [learner._residual.copy() for learner in table.learners]
+
+
+async def test_what_was_sent_leaves_the_residual(tmp_path: Path):
+    table = Table(tmp_path)
+    views, updates = await updates_of(table)
+    clips = table.learners[0].state.scales.copy()
+    for learner, update in zip(table.learners, updates, strict=True):
+        local = learner.state.parameters - learner._trainer.local()
+        assert np.array_equal(update, local) and np.abs(local).max() > 1e-4
+    table.add_up(views, [0, 1])
+    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)}
+    record = table.certify(views, [0, 1], roots.pop())
+    assert not roots
+    for learner, view in zip(table.learners, views, strict=True):
+        await learner.commit(record, table.chain, view)
+    for i in (0, 1):
+        said = sent(table, i, clips, views[0].sid)
+        residual = table.learners[i]._residual
+        np.testing.assert_allclose(residual, updates[i] - said, atol=1e-6)
+        level = float(clips[0]) / (oracle_levels(3) * 0.5)
+        assert 0 < np.linalg.norm(residual) < level * math.sqrt(len(residual))  # what rounding took, nothing more
+        assert table.learners[i]._tokens == 0
+    # Not included: nothing of it was summed, so all of it stays for the next round.
+    assert np.array_equal(table.learners[2]._residual, updates[2])
+    assert table.learners[2]._tokens == TOKENS
+    for learner in table.learners:
+        assert np.array_equal(learner._trainer.local(), learner.state.parameters)
+
+
+async def test_a_late_update_arrives_one_round_later(tmp_path: Path):
+    table = Table(tmp_path)
+    await table.round(survivors=[0, 1])
+    kept = table.learners[2]._residual.copy()
+    views, updates = await updates_of(table)
+    local = table.learners[2].state.parameters - table.learners[2]._trainer.local()
+    np.testing.assert_allclose(updates[2], kept + local, atol=1e-7)
+    assert views[2].tokens == 2 * TOKENS == table.manifest.train.tokens_per_round  # two rounds' work
+    assert views[0].tokens == TOKENS
+
+
+async def test_a_void_round_loses_nothing(tmp_path: Path):
+    table, control = Table(tmp_path / "void"), Table(tmp_path / "control")
+    views, first = await updates_of(table)
+    grow(table.chain)
+    tokens = [await learner.train(2) for learner in table.learners]
+    # Training went on as if nothing had happened: the same model and optimizer as after twice the steps alone.
+    for learner, other in zip(table.learners, control.learners, strict=True):
+        await other.train(1)
+        other._trainer.train(STEPS)
+        assert np.array_equal(learner._trainer.local(), other._trainer.local())
+        np.testing.assert_allclose(
+            learner._residual, learner.state.parameters - other._trainer.local(), rtol=0, atol=1e-6
+        )
+        assert np.abs(learner._residual - first[0]).max() > 1e-4
+    assert tokens == [2 * TOKENS] * 3
+    # The residual of a round before is still behind it.
+    late = Table(tmp_path / "late")
+    await late.round(survivors=[0, 1])
+    kept = late.learners[2]._residual.copy()
+    await late.upload()
+    grow(late.chain)
+    late.learners[2]._unfold()
+    np.testing.assert_allclose(late.learners[2]._residual, kept, rtol=0, atol=1e-6)
+    assert views
+
+
+async def test_the_part_in_a_lost_chunk_stays(tmp_path: Path):
+    table = Table(tmp_path)
+    views, updates = await updates_of(table)
+    before = frozen(table.learners[0].state)
+    table.add_up(views, [0, 1, 2], lost=(1,))
+    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)}
+    record = table.certify(views, [0, 1, 2], roots.pop(), lost=(1,))
+    assert not roots
+    for learner, view in zip(table.learners, views, strict=True):
+        await learner.commit(record, table.chain, view)
+    for learner, update in zip(table.learners, updates, strict=True):
+        assert np.array_equal(table.part(learner._residual, 1), table.part(update, 1))
+        assert np.abs(table.part(learner._residual, 0)).max() < np.abs(table.part(update, 0)).max()
+        assert np.array_equal(table.part(learner.state.parameters, 1), table.part(before.parameters, 1))
+        assert not np.array_equal(table.part(learner.state.parameters, 0), table.part(before.parameters, 0))
+        assert learner.state.scales[1] == before.scales[1]
+
+
+async def test_without_the_trailer_scales_stay(tmp_path: Path):
+    table = Table(tmp_path)
+    before = table.learners[0].state.scales.copy()
+    await table.round(lost=(table.layout.trailer,))
+    assert np.array_equal(table.learners[0].state.scales, before)
+    await table.round()
+    assert not np.array_equal(table.learners[0].state.scales, before)
+
+
+async def test_weights_are_tokens(tmp_path: Path):
+    table = Table(tmp_path)
+    for learner in table.learners:
+        await learner.train(1)
+    before = frozen(table.learners[0].state)
+    updates = [learner._residual.copy() for learner in table.learners]
+    tokens = [TOKENS, 2 * TOKENS, TOKENS // 4]
+    await table.round(tokens=tokens)
+    mean = sum(u * t for u, t in zip(updates, tokens, strict=True)) / sum(tokens)
+    moved = before.parameters - table.learners[0].state.parameters
+    np.testing.assert_allclose(moved, mean, atol=float(before.scales[0]) / 1000)
+    plain = sum(updates) / 3
+    assert np.abs(moved - plain).max() > 20 * np.abs(moved - mean).max()  # an unweighted mean would be far off
+
+
+async def test_clipped_progress_is_not_lost(tmp_path: Path):
+    # Clips far below the update: a round moves little, and error feedback brings the rest in later rounds.
+    table = Table(tmp_path)
+    for learner in table.learners:
+        await learner.train(1)
+        learner.state.scales[:] = 1e-4
+        learner.state._leaves = learner.state._hashed()
+    table.chain = founded(table.manifest, 3, table.learners[0].state.root())
+    total = sum(learner._residual for learner in table.learners) / 3
+    start = table.learners[0].state.parameters.copy()
+    norm = float(np.linalg.norm(total))
+    for learner in table.learners:
+        learner._trainer.set_parameters(start)
+        learner._trainer.train = lambda *_: SimpleNamespace(steps=0, tokens=0, loss_mean=math.nan)  # type: ignore
+    left = []
+    for _ in range(5):
+        await table.round(tokens=[TOKENS] * 3)
+        moved = start - table.learners[0].state.parameters
+        left.append(float(np.linalg.norm(total - moved)) / norm)
+        mean_residual = sum(learner._residual for learner in table.learners) / 3
+        np.testing.assert_allclose(mean_residual + moved, total, atol=2e-5)
+    assert left[0] > 0.3 and left[-1] < 0.05 and left == sorted(left, reverse=True)
+
+
+async def test_an_update_that_is_not_finite_is_dropped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    table = Table(tmp_path)
+    sick = table.learners[1]
+    real = sick._trainer.train
+
+    def explode(*arguments: Any) -> Any:
+        result = real(*arguments)
+        sick._trainer.local()[5] = np.float32(np.nan)
+        return result
+
+    sick._trainer.train = explode  # type: ignore[method-assign]
+    with caplog.at_level(logging.ERROR, logger="peer.learner"):
+        views = await table.upload()
+    assert "MUR-710" in caplog.text
+    assert views[1].tokens == 1  # the least weight there is
+    assert not any(signed(table.rings[1][c]).any() for c in range(table.layout.chunks))
+    assert not sick._residual.any()
+    assert np.array_equal(sick._trainer.local(), sick.state.parameters)
+    table.add_up(views, [0, 1, 2])
+    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)}
+    record = table.certify(views, [0, 1, 2], roots.pop())
+    assert not roots
+    for learner, view in zip(table.learners, views, strict=True):
+        await learner.commit(record, table.chain, view)
+    assert np.isfinite(sick.state.parameters).all() and not sick._residual.any()
+    # It goes on learning in the next round.
+    sick._trainer.train = real  # type: ignore[method-assign]
+    assert await sick.train(2) >= TOKENS
+    assert sick._residual.any() and np.isfinite(sick._residual).all()
+
+
+async def test_interrupted_training_keeps_what_it_did(tmp_path: Path):
+    table = Table(tmp_path)
+    learner = table.learners[0]
+    real, taken = learner._trainer._inner_step, []
+
+    def step(batch: Any) -> Any:
+        taken.append(1)
+        learner.interrupt()
+        return real(batch)
+
+    learner._trainer._inner_step = step  # type: ignore[method-assign]
+    assert await learner.train(1) == BATCH * SEQUENCE
+    assert len(taken) == 1
+    assert learner._residual.any()
+    learner._trainer._inner_step = real  # type: ignore[method-assign]
+    assert await learner.train(2) == (1 + STEPS) * BATCH * SEQUENCE  # the flag was for that round only
+
+
+async def test_memory_that_computes_another_state_is_not_adopted(tmp_path: Path):
+    table = Table(tmp_path)
+    views = await table.upload()
+    table.add_up(views, [0, 1, 2])
+    learner = table.learners[0]
+    root, _ = await learner.apply(views[0])
+    record = table.certify(views, [0, 1, 2], root)
+    learner._prepared.sums[0][7] ^= 1  # type: ignore[union-attr, index]
+    with pytest.raises(StorageError, match="another state"):
+        await learner.commit(record, table.chain, views[0])
+    assert learner.store.rounds() == []
+
+
+# --- catching up, restarts ----------------------------------------------------------------------------------------
+
+
+async def test_an_update_that_was_summed_leaves_also_after_several_missed_rounds(tmp_path: Path):
+    table = Table(tmp_path)
+    views, updates = await updates_of(table)
+    clips = table.learners[0].state.scales.copy()
+    table.add_up(views, [0, 1, 2])
+    sleeper = table.learners.pop()  # its update is in round 1; it sees nothing of that round's end
+    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=False)}
+    record = table.certify(views, [0, 1, 2], roots.pop())
+    for learner, view in zip(table.learners, views, strict=False):
+        await learner.commit(record, table.chain, view)
+    said = sent(table, 2, clips, views[0].sid)
+    table.ids.pop()
+    await table.round()
+    grow(table.chain)
+    donor, head = table.learners[0], table.chain.head
+    assert head.round == 3 and head.void
+    assert await fetch(sleeper, donor, head, table.chain)
+    np.testing.assert_allclose(sleeper._residual, updates[2] - said, atol=1e-6)
+    assert sleeper.state.root() == donor.state.root() == head.state_root
+    assert sleeper.round == 3
+    assert np.array_equal(sleeper._trainer.local(), sleeper.state.parameters)
+
+
+async def fetch(learner: Learner, donor: Learner, record: Record, chain: Chain) -> bool:
+    network = Network()
+    giving = Donor(donor.store, lambda root: donor.round if root == donor.state.root() else None)
+    other = PeerId(identity(9).peer_id)
+    network.port(other).serve(lambda sender, frame: None, giving.answer)
+    learner._transport = network.port(learner._me)
+    return await learner.fetch(record, chain, [other], None)
+
+
+async def test_who_was_not_in_the_sum_keeps_its_update_over_a_fetch(tmp_path: Path):
+    table = Table(tmp_path)
+    views, updates = await updates_of(table)
+    table.add_up(views, [0, 1])
+    root, _ = await table.learners[0].apply(views[0])
+    record = table.certify(views, [0, 1], root)
+    await table.learners[0].commit(record, table.chain, views[0])
+    late = table.learners[2]
+    assert not await late.fetch(record, table.chain, [], None)  # nobody is there: nothing is lost
+    assert late.round == 0
+    assert await fetch(late, table.learners[0], record, table.chain)
+    assert np.array_equal(late._residual, updates[2])
+    assert late.haul is not None and late.haul.chunks > 0
+
+
+async def test_a_restart_goes_on_where_it_was(tmp_path: Path):
+    table = Table(tmp_path)
+    for _ in range(2):
+        await table.round()
+    old = table.learners[0]
+    new = table.make(0)
+    assert (new.round, new.state.root(), new.total_tokens) == (2, old.state.root(), old.total_tokens)
+    assert np.array_equal(new._residual, old._residual) and new._residual.any()
+    assert new._trainer.step == old._trainer.step == 2 * STEPS
+    assert new._trainer.batches.state() == old._trainer.batches.state()
+    assert await new.train(3) == await old.train(3)
+    assert np.array_equal(new._trainer.local(), old._trainer.local())
+    assert np.array_equal(new._residual, old._residual)
+
+
+async def test_leaving_in_the_middle_of_a_round_keeps_its_training(tmp_path: Path):
+    table = Table(tmp_path)
+    await table.round()
+    learner = table.learners[0]
+    await learner.train(2)
+    update = learner._residual.copy()
+    await learner.leave()
+    new = table.make(0)
+    assert np.array_equal(new._residual, update)
+    assert new._tokens == learner._tokens == TOKENS
+    assert await new.train(2) == 2 * TOKENS
+    local = new.state.parameters - new._trainer.local()
+    np.testing.assert_allclose(new._residual, update + local, atol=1e-7)
+
+
+@pytest.mark.parametrize("included", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
+async def test_an_update_sent_before_leaving_is_not_summed_twice(tmp_path: Path, included: bool, trained: bool):
+    table = Table(tmp_path)
+    await table.round()
+    views, updates = await updates_of(table)
+    clips = table.learners[0].state.scales.copy()
+    survivors = [0, 1, 2] if included else [0, 1]
+    table.add_up(views, survivors)
+    await table.learners[2].leave()
+    root, _ = await table.learners[0].apply(views[0])
+    back = table.make(2)
+    more = np.zeros_like(updates[2])
+    if trained:  # it is back before that round is decided, and trains on
+        await back.train(2)
+        more = back._residual - updates[2]
+        assert np.abs(more).max() > 1e-4
+    record = table.certify(views, survivors, root)
+    await table.learners[0].commit(record, table.chain, views[0])
+    assert await fetch(back, table.learners[0], record, table.chain)
+    said = sent(table, 2, clips, views[0].sid) if included else 0
+    np.testing.assert_allclose(back._residual, updates[2] + more - said, atol=1e-6)
+
+
+async def test_leaving_waits_for_the_thread_that_trains(tmp_path: Path):
+    """A cancelled task leaves its thread at work: what is saved must be from after its end, not from between."""
+    table = Table(tmp_path)
+    await table.round()
+    learner = table.learners[0]
+    begun, go_on = threading.Event(), threading.Event()
+    real = learner._trainer._inner_step
+
+    def slow(batch: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return real(batch)
+
+    learner._trainer._inner_step = slow  # type: ignore[method-assign]
+    training = asyncio.ensure_future(learner.train(2))
+    await until(begun.is_set)
+    training.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    leaving = asyncio.ensure_future(learner.leave())
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert not leaving.done()
+    go_on.set()
+    await leaving
+    new = table.make(0)
+    assert new._trainer.step == STEPS + 1  # the step that ran is in, the rest was given up
+    assert np.array_equal(new._residual, learner._residual)
+
+
+async def test_a_peer_back_after_its_attestation_needs_no_donor(tmp_path: Path):
+    """State and sums are on disk before a peer attests: with the certificate they give the state, without anybody."""
+    table = Table(tmp_path)
+    await table.round()
+    views = await table.upload()
+    table.add_up(views, [0, 1, 2])
+    roots = [(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)]
+    back = table.make(1)  # killed right after it attested
+    record = table.certify(views, [0, 1, 2], roots[1])
+    assert back.state.root() != record.state_root
+    assert await back.fetch(record, table.chain, [], None)
+    assert back.haul is None
+    assert (back.round, back.state.root()) == (2, record.state_root)
+    await table.learners[0].commit(record, table.chain, views[0])
+    assert bytes(back.state.parameters) == bytes(table.learners[0].state.parameters)
+    newest = back.store.load_newest()
+    assert newest is not None and (newest.round, newest.root) == (2, record.state_root)
+
+
+async def test_prepared_sums_that_lead_elsewhere_are_not_used(tmp_path: Path):
+    table = Table(tmp_path)
+    await table.round()
+    views = await table.upload()
+    table.add_up(views, [0, 1, 2])
+    root, _ = await table.learners[1].apply(views[1])
+    # The committee certified another survivor set than the one this peer prepared.
+    table.add_up(views, [0, 1])
+    other, _ = await table.learners[0].apply(views[0])
+    assert other != root
+    record = table.certify(views, [0, 1], other)
+    back = table.make(1)
+    before = back.state.root()
+    assert not await back.fetch(record, table.chain, [], None)
+    assert back.state.root() == before
+    damaged = back.store.folder / "prepared.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert not await back.fetch(record, table.chain, [], None)
+
+
+async def test_a_chain_ahead_of_the_state_does_not_spoil_what_is_saved(tmp_path: Path):
+    """The next record may be certified while this state is still being written: the state's own chain is stored."""
+    table = Table(tmp_path)
+    views = await table.upload()
+    table.add_up(views, [0, 1, 2])
+    roots = [(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)]
+    record = table.certify(views, [0, 1, 2], roots[0])
+    grow(table.chain)
+    await table.learners[0].commit(record, table.chain, views[0])
+    store, manifest = table.learners[0].store, table.manifest
+    stored = store.load_newest(lambda found: certify(found, manifest.run_id, manifest.founder))
+    assert stored is not None and stored.round == 1
+
+
+async def test_the_first_state_is_kept_for_those_who_need_it(tmp_path: Path):
+    table = Table(tmp_path)
+    learner = table.learners[0]
+    learner.save_genesis(table.chain)
+    assert learner.store.rounds() == [0]
+    learner.save_genesis(table.chain)
+    other = Table(tmp_path / "other")
+    other.chain = founded(other.manifest, 3, b"x" * 32)  # founded from other first weights than mine
+    other.learners[0].save_genesis(other.chain)
+    assert other.learners[0].store.rounds() == []
+    await learner.train(1)
+    await learner.leave()
+    assert table.make(0)._residual.any()
+
+
+# --- peers over the network in memory: deaths and returns ---------------------------------------------------------
+
+
+async def test_a_killed_peer_catches_up_and_survives_again(tmp_path: Path):
+    async with Swarm(5, tmp_path) as swarm:
+        await swarm.reach(1)
+        victim = swarm.peers[4]
+        await victim.kill()
+        missed = await swarm.reach(victim.learner.round + 2)
+        assert victim.id not in missed.members()
+        back = await swarm.restart(4)
+        assert back.learner.round >= 1  # from disk
+
+        def survived() -> bool:
+            chain = back.participant.chain
+            assert chain is not None
+            return any(back.id in chain.record(r).members() for r in range(missed.round, back.learner.round + 1))
+
+        await until(survived, [peer.driver.failed for peer in swarm.peers])
+        haul = back.events.named("caught_up")[0]
+        assert haul["chunks"] > 0 and str(back.id) not in haul["donors"]
+        goal = max(peer.learner.round for peer in swarm.peers) + 1
+        await swarm.reach(goal)
+        chain = swarm.peers[0].participant.chain
+        assert chain is not None
+        for peer in swarm.peers:
+            theirs = peer.participant.chain
+            assert theirs is not None
+            assert all(theirs.record(r) == chain.record(r) for r in range(goal + 1))
+            assert peer.learner.store.leaves(goal) in (None, swarm.peers[0].learner.store.leaves(goal))
