@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import shlex
@@ -139,10 +140,10 @@ def test_exit_codes_are_documented():
 def test_thresholds_are_those_of_the_code():
     rows = [[int(cell) for cell in row] for row in table(THREATS, "n")]
     assert [row[0] for row in rows] == [*range(3, 17), 32, 64]
-    for n, delta, t, colluders, needed, gone in rows:
+    for n, delta, t, colluders, needed, gone, mixed in rows:
         assert (delta, t, colluders) == (tolerated(n), threshold(n), 2 * threshold(n) - n - 1)
         assert (needed, gone) == (quorum(n), n - quorum(n))
-        assert gone == faulty(n)
+        assert (gone, mixed) == (faulty(n), t - colluders)
 
 
 def links(page: Path) -> Iterator[str]:
@@ -207,7 +208,7 @@ def test_make_targets_exist(page: Path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_console_commands_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # no peer.toml of this machine
-    for variable in [name for name in __import__("os").environ if name.startswith("MURMURATION_")]:
+    for variable in [name for name in os.environ if name.startswith("MURMURATION_")]:
         monkeypatch.delenv(variable)
     for arguments in commands(page, "run-peer"):
         if not {"--help", "--version"} & set(arguments):
@@ -247,7 +248,9 @@ def test_names_of_code_exist(page: Path):
     """Paths, `package.module.name` and `tests/file.py::test` in inline code."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for code in re.findall(r"`([^`\n]+)`", text):
-        if match := re.fullmatch(r"((?:dht|averaging|ledger|peer|bootstrap|tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?", code):
+        if match := re.fullmatch(
+            r"((?:dht|averaging|ledger|peer|bootstrap|tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?", code
+        ):
             path = ROOT / match[1]
             assert path.is_file(), f"{page.name}: {code}"
             assert match[2] is None or re.search(rf"def {match[2]}\b", path.read_text()), f"{page.name}: {code}"
