@@ -89,10 +89,13 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
     match name:
         case "started":
             lines = [f"peer {get('peer')} · run {short(get('run'))} · round {get('round', 0)}"]
-            lines += [f"  listening on {address}" for address in items(get("addresses"))]
+            addresses = items(get("addresses"))
+            lines += [f"  listening on {address}" for address in addresses]
+            if addresses:
+                lines.append(f"  others join with: run-peer --run run.toml --bootstrap {addresses[0]} --data TEXT")
             return "\n".join(lines)
         case "bootstrap":
-            return f"  {get('address')}: {get('verdict')}"
+            return f"  bootstrap {get('verdict')}"
         case "waiting":
             return f"waiting: {get('reason')}"
         case "joined":

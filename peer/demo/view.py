@@ -83,7 +83,7 @@ class View:
             peers.add_row(name, state, str(now.round), *traffic, short(now.root), style=style)
         rounds = [self.tracker.rounds[number] for number in sorted(self.tracker.rounds)]
         line = Text(f"{self._phase} · {self.seconds:.0f} s", style="dim")
-        return Group(peers, rounds_table(rounds), line)
+        return Group(peers, rounds_table(rounds), line) if rounds else Group(peers, line)
 
 
 def is_about_the_dead(reason: str) -> bool:

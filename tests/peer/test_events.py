@@ -84,13 +84,31 @@ def test_a_void_round_says_that_nothing_changed_and_keeps_the_last_loss() -> Non
     assert "(-0.012)" in after
 
 
+def test_the_first_lines_say_who_where_and_what_next() -> None:
+    address = "/ip4/192.0.2.1/tcp/1/p2p/16Uiu2"
+    verdict = {"address": address, "verdict": f"{address}: refused"}
+    shown = "\n".join(
+        lines(
+            ("started", {"peer": "16Uiu2", "run": "9a" * 32, "addresses": [address], "round": 0}),
+            ("bootstrap", verdict),
+        )
+    )
+    assert shown.splitlines() == [
+        "peer 16Uiu2 · run 9a9a9a9a… · round 0",
+        f"  listening on {address}",
+        f"  others join with: run-peer --run run.toml --bootstrap {address} --data TEXT",
+        f"  bootstrap {address}: refused",
+    ]
+
+
 def test_steps_are_silent_and_a_repeated_line_is_said_once() -> None:
     waiting = ("waiting", {"reason": "3 of 6 peers"})
     assert lines(("step", {"round": 1, "attempt": 0, "step": "train"}), waiting, waiting) == ["waiting: 3 of 6 peers"]
 
 
 @pytest.mark.parametrize(
-    "name", ["started", "waiting", "joined", "round", "caught_up", "refused", "peer_unreachable", "stopped", "error", "?"]
+    "name",
+    ["started", "waiting", "joined", "round", "caught_up", "refused", "peer_unreachable", "stopped", "error", "?"],
 )
 def test_missing_fields_never_raise(name: str) -> None:
     describe(name, {})

@@ -75,3 +75,16 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
 def test_the_next_step_is_said(tmp_path: Path) -> None:
     text = next_steps(Path("here"), tmp_path, Identity.generate())
     assert "run-bootstrap" in text and "cd here && run-peer" in text
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
+def test_every_example_is_valid(path: Path) -> None:
+    if path.name == "peer.toml":
+        _, bound = parse(["--config", str(path)])
+        (config,) = bound.args
+        assert config.run.exists() and Path(config.data).exists() and config.metrics_port == 9464
+    else:
+        assert Manifest.load(path).run.name == path.stem
