@@ -161,7 +161,7 @@ class Driver:
 
     def on_frame(self, sender: PeerId, frame: memoryview) -> None:
         """Handler of the transport. Raises ProtocolError for what only a broken or hostile peer sends."""
-        if self._stopped:
+        if self._over:
             return
         self._unreachable.pop(sender, None)
         try:
@@ -176,8 +176,13 @@ class Driver:
         except MurmurationError as error:
             self._fail(error)
 
+    @property
+    def _over(self) -> bool:
+        """After a failure the participant is in the middle of a step whose actions were lost: it gets no more input."""
+        return self._stopped or self.failed.done()
+
     def _feed(self, call: Callable[[], Iterable[ParticipantAction]]) -> None:
-        if self._stopped:
+        if self._over:
             return
         try:
             self._perform(call())

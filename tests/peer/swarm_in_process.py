@@ -39,10 +39,11 @@ def identity(index: int) -> Identity:
     return Identity(bytes([7] * 31 + [index + 1]))
 
 
-def tiny_manifest(peers: int, **train: Any) -> Manifest:
-    """A model of 12 thousand parameters: three chunks of one Hadamard block each, and the trailer."""
+def tiny_manifest(peers: int, limits: dict[str, float] | None = None, **train: Any) -> Manifest:
+    """A model of 11 thousand parameters: three chunks of one Hadamard block each, and the trailer."""
     config = {"model_type": "llama", "vocab_size": 257, "max_position_embeddings": 32, "tie_word_embeddings": True}
-    limits = dict.fromkeys(("join", "shares", "train", "upload", "survivors", "unmask", "sums", "commit"), PATIENCE / 3)
+    phases = ("join", "shares", "train", "upload", "survivors", "unmask", "sums", "commit")
+    deadlines = dict.fromkeys(phases, PATIENCE / 3) | (limits or {})
     settings = {"learning_rate": 3e-3, "warmup": 1, "local_steps": STEPS}
     settings |= {"tokens_per_round": 2 * STEPS * BATCH * SEQUENCE}
     return Manifest.demo(
@@ -51,7 +52,7 @@ def tiny_manifest(peers: int, **train: Any) -> Manifest:
         model=Model(config=config | SIZES, seed=3),
         data=Data(sequence_length=SEQUENCE),
         train=Train(**settings | train),
-        cohort=Cohort(target=peers, minimum=3, deadlines=Deadlines(**limits)),
+        cohort=Cohort(target=peers, minimum=3, deadlines=Deadlines(**deadlines)),
         codec=Codec(chunk_elements=4096),
     )
 
@@ -212,8 +213,8 @@ class Peer:
 class Swarm:
     """Peers that have met. `async with Swarm(5, tmp_path) as swarm`."""
 
-    def __init__(self, peers: int, folder: Path, **train: Any) -> None:
-        self.network, self.manifest, self.folder = Network(), tiny_manifest(peers, **train), folder
+    def __init__(self, peers: int, folder: Path, limits: dict[str, float] | None = None, **train: Any) -> None:
+        self.network, self.manifest, self.folder = Network(), tiny_manifest(peers, limits, **train), folder
         self.peers = [self.make(index) for index in range(peers)]
 
     def make(self, index: int) -> Peer:

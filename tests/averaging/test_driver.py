@@ -1,0 +1,573 @@
+"""The driver alone with a scripted participant, and with real peers where a whole round is at stake."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from averaging import driver as drivers
+from averaging.actions import CancelTimer, Note, Send, SetTimer
+from averaging.bulk import BulkKind, Chunk
+from averaging.driver import Driver
+from averaging.messages import Knock, Unmask
+from averaging.work import Apply, Commit, FetchState, Reduce, Train, Transfer, Upload
+from dht.envelope import Envelope, seal
+from dht.errors import ProtocolError, Refusal, RoundError, StorageError, UnreachableError
+from dht.identity import PeerId
+from dht.wire import encode
+from tests.peer.swarm_in_process import Swarm, identity, until
+
+RUN = b"r" * 32
+ME, OTHER, THIRD = (identity(index).peer_id for index in range(3))
+BENIGN = {Refusal.STALE, Refusal.NOT_A_MEMBER, Refusal.UNEXPECTED, Refusal.EQUIVOCATION, Refusal.BAD_CERTIFICATE}
+
+
+def envelope(round_: int = 0) -> Envelope:
+    return seal(identity(0), RUN, round_, Knock(round_, bytes(32)))
+
+
+class Script:
+    """A participant that does what the test says: returns `answers[name]`, or raises it when it is an error."""
+
+    def __init__(self) -> None:
+        self.peer_id, self.round = ME, 1
+        self.current: Any = None
+        self.previous: Any = None
+        self.chain: Any = None
+        self.cohorts: dict[bytes, Any] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self.answers: dict[str, Any] = {}
+
+    def _answer(self, name: str, *arguments: Any) -> list[Any]:
+        self.calls.append((name, *arguments))
+        answer = self.answers.get(name, [])
+        if isinstance(answer, Exception):
+            raise answer
+        return list(answer)
+
+    def __getattr__(self, name: str) -> Callable[..., list[Any]]:
+        known = {"start", "learned", "receive", "receive_chunk", "timeout", "trained", "uploaded", "reduced"}
+        if name not in known | {"applied", "holds", "fetch_failed", "suspect"}:
+            raise AttributeError(name)
+        return lambda *arguments: self._answer(name, *arguments)
+
+    def cohort(self, sid: bytes) -> Any:
+        return self.cohorts.get(sid)
+
+    def named(self, name: str) -> list[tuple[Any, ...]]:
+        return [call for call in self.calls if call[0] == name]
+
+
+class Line:
+    """A transport that reaches nobody in `dead`, and holds back what goes to `stuck` until it is let go."""
+
+    def __init__(self) -> None:
+        self.dead: set[PeerId] = set()
+        self.stuck: dict[PeerId, asyncio.Event] = {}
+        self.tried: list[tuple[PeerId, bytes, bool]] = []
+        self.arrived: list[tuple[PeerId, bytes, bool]] = []
+
+    async def send(self, to: PeerId, parts: Sequence[Any], *, bulk: bool = False) -> None:
+        frame = (to, b"".join(parts), bulk)
+        self.tried.append(frame)
+        if to in self.dead:
+            raise UnreachableError("nobody there")
+        if to in self.stuck:
+            await self.stuck[to].wait()
+        self.arrived.append(frame)
+
+
+class Work:
+    """A learner that keeps a list, and waits or raises where the test says."""
+
+    def __init__(self) -> None:
+        self.did: list[Any] = []
+        self.errors: dict[str, Exception] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+        self.found = True
+        self.busy = 0
+
+    async def _do(self, *what: Any) -> None:
+        assert self.busy == 0, "two works at once"
+        self.busy += 1
+        try:
+            self.did.append(what)
+            if gate := self.gates.get(what[0]):
+                await gate.wait()
+            if error := self.errors.get(what[0]):
+                raise error
+        finally:
+            self.busy -= 1
+
+    async def train(self, round_: int) -> int:
+        await self._do("train", round_)
+        return 7
+
+    def interrupt(self) -> None:
+        self.did.append(("interrupt",))
+
+    async def prepare(self, cohort: Any) -> None:
+        await self._do("prepare", cohort.sid)
+
+    def encode(self, cohort: Any, chunk: int) -> Any:
+        return ("ring", chunk)
+
+    async def apply(self, cohort: Any) -> tuple[bytes, float]:
+        await self._do("apply", cohort.sid)
+        return b"root", 1.5
+
+    async def commit(self, record: Any, chain: Any, cohort: Any) -> None:
+        await self._do("commit", record.round)
+
+    async def fetch(self, record: Any, chain: Any, donors: Any, update: Any) -> bool:
+        await self._do("fetch", record.round, tuple(donors), update)
+        return self.found
+
+
+class Watcher:
+    """An observer with a memory."""
+
+    def __init__(self) -> None:
+        self.saw: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.saw.append((name, *arguments))
+
+    def notes(self) -> list[tuple[str, PeerId | None]]:
+        return [(call[1], call[2]) for call in self.saw if call[0] == "note"]
+
+
+class Bench:
+    """One driver with everything around it scripted."""
+
+    def __init__(self) -> None:
+        self.script, self.line, self.work, self.watcher = Script(), Line(), Work(), Watcher()
+        self.driver = Driver(self.script, self.line, self.work, self.watcher, threads=2)  # type: ignore[arg-type]
+        self.lost: list[PeerId] = []
+        self.driver.on_unreachable = self.lost.append
+
+    def do(self, *actions: Any) -> None:
+        """Let the participant ask for these actions now."""
+        self.script.answers["start"] = actions
+        self.driver.start()
+        self.script.answers["start"] = []
+
+    async def settle(self) -> None:
+        """Until all work is done."""
+        await until(lambda: not self.driver._tasks, [self.driver.failed])
+
+    def cohort(self, sid: bytes = b"sid", **facts: Any) -> Any:
+        roster = SimpleNamespace(round=1, attempt=0)
+        masked: list[Any] = []
+        cohort = SimpleNamespace(sid=sid, roster=roster, failed=None, certified=None, masked=masked, **facts)
+        cohort.mask = lambda chunk, ring: masked.append((chunk, ring))
+        cohort.payload = lambda kind, chunk: Chunk(kind, bytes(32), 0, chunk, b"data%d" % chunk)
+        cohort.reduce = lambda chunk: masked.append(("reduced", chunk))
+        self.script.cohorts[sid] = cohort
+        return cohort
+
+
+@pytest.fixture
+async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(drivers, "_RETRIES", (0.001, 0.001))
+    bench = Bench()
+    yield bench
+    await bench.driver.stop()
+    if bench.driver.failed.done():
+        bench.driver.failed.exception()
+
+
+# --- frames -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", list(Refusal))
+async def test_honest_mistakes_are_noted_and_hostile_frames_raised(bench: Bench, refusal: Refusal):
+    for name, frame in (("receive", b"\x01frame"), ("receive_chunk", b"\xf0" + bytes(60))):
+        bench.script.answers[name] = ProtocolError(refusal, "no")
+        if refusal in BENIGN:
+            bench.driver.on_frame(OTHER, memoryview(frame))
+        else:
+            with pytest.raises(ProtocolError) as caught:
+                bench.driver.on_frame(OTHER, memoryview(frame))
+            assert caught.value.refusal is refusal
+    assert [peer for _, peer in bench.watcher.notes()] == [OTHER, OTHER]
+    assert not bench.driver.failed.done()
+
+
+async def test_frames_reach_the_participant(bench: Bench):
+    bench.driver.on_frame(OTHER, memoryview(b"\x01abc"))
+    assert bench.script.calls == [("receive", OTHER, memoryview(b"\x01abc"))]
+    bench.driver.on_frame(OTHER, memoryview(b"\xf1" + b"s" * 32 + b"\x00\x03" + b"\x00\x00\x00\x09" + b"words"))
+    (_, sender, chunk) = bench.script.named("receive_chunk")[0]
+    assert (sender, chunk.kind, chunk.sid, chunk.member, chunk.index) == (OTHER, BulkKind.SUM, b"s" * 32, 3, 9)
+    assert bytes(chunk.data) == b"words"
+    with pytest.raises(ProtocolError):
+        bench.driver.on_frame(OTHER, memoryview(b"\xf1short"))
+    assert len(bench.script.named("receive_chunk")) == 1
+
+
+async def test_a_full_disk_at_the_guard_ends_the_driver(bench: Bench):
+    error = StorageError("the guard cannot write")
+    bench.script.answers["receive"] = error
+    bench.driver.on_frame(OTHER, memoryview(b"\x01"))  # no fault of the sender's: nothing is raised at it
+    with pytest.raises(StorageError) as caught:
+        await bench.driver.failed
+    assert caught.value is error
+    # What it was about to do is lost, so it does nothing more: it must not go on from the middle of a step.
+    bench.script.answers["receive"] = [Train(1)]
+    bench.driver.on_frame(OTHER, memoryview(b"\x01"))
+    bench.driver.learned([OTHER])
+    assert bench.script.calls == [("receive", OTHER, memoryview(b"\x01"))]
+
+
+async def test_it_ends_the_driver_from_a_timer_too(bench: Bench):
+    bench.script.answers["timeout"] = StorageError("full")
+    bench.do(SetTimer(("a", 1, 0), 0.0))
+    with pytest.raises(StorageError):
+        await asyncio.wait_for(asyncio.shield(bench.driver.failed), 30)
+
+
+# --- sending ------------------------------------------------------------------------------------------------------
+
+
+async def test_messages_go_out_in_order_and_to_myself_without_a_network(bench: Bench):
+    messages = [envelope(number) for number in range(5)]
+    bench.do(*(Send(OTHER, message) for message in messages), Send(ME, messages[0]))
+    await bench.settle()
+    assert bench.line.arrived == [(OTHER, encode(message), False) for message in messages]
+    assert bench.script.named("receive") == [("receive", ME, encode(messages[0]))]
+
+
+async def test_who_is_not_reached_twice_is_suspected_and_when_heard_forgiven(bench: Bench):
+    bench.line.dead.add(OTHER)
+    suspects: list[int] = []
+    answered = bench.script._answer
+
+    def watch(name: str, *arguments: Any) -> list[Any]:
+        if name == "suspect":
+            suspects.append(len(bench.line.tried))
+        return answered(name, *arguments)
+
+    bench.script._answer = watch  # type: ignore[method-assign]
+    bench.do(Send(OTHER, envelope(1)))
+    await until(lambda: len(bench.line.tried) >= 4)
+    assert suspects[0] == 2  # not after the first attempt
+    assert bench.lost == [OTHER]  # said once
+    assert ("suspect", OTHER) in bench.script.calls
+    assert [peer for text, peer in bench.watcher.notes() if "unreachable" in text] == [OTHER]
+    bench.line.dead.clear()
+    await bench.settle()
+    assert bench.line.arrived == [(OTHER, encode(envelope(1)), False)]
+    assert bench.driver._unreachable == {}
+
+
+async def test_one_failure_before_a_sign_of_life_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(drivers, "_RETRIES", (60.0,))
+    bench.line.dead.add(OTHER)
+    bench.do(Send(OTHER, envelope(1)))
+    await until(lambda: len(bench.line.tried) == 1)
+    bench.driver.on_frame(OTHER, memoryview(b"\x01"))  # it lives
+    bench.do(Send(OTHER, envelope(1)))
+    await until(lambda: len(bench.line.tried) == 2)
+    assert bench.script.named("suspect") == []
+    bench.do(Send(OTHER, envelope(1)))  # but now two in a row
+    await until(lambda: len(bench.script.named("suspect")) == 1)
+
+
+async def test_messages_are_tried_again_only_while_they_matter(bench: Bench):
+    bench.line.dead.add(OTHER)
+    bench.script.round = 5
+    bench.do(Send(OTHER, envelope(3)), Send(OTHER, envelope(0)))  # of rounds that are over: one attempt each
+    await bench.settle()
+    assert len(bench.line.tried) == 2
+    bench.do(Send(OTHER, envelope(4)))  # the round before may still be asked for
+    await until(lambda: len(bench.line.tried) >= 6)
+    assert bench.driver._tasks
+    bench.script.round = 6
+    await bench.settle()
+    assert bench.line.arrived == []
+
+
+async def test_nothing_is_tried_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(drivers, "_MATTERS", -1.0)
+    bench.line.dead.add(OTHER)
+    bench.do(Send(OTHER, envelope(1)))
+    await bench.settle()
+    assert len(bench.line.tried) == 1
+
+
+async def test_chunks_of_a_failed_attempt_matter_no_more(bench: Bench):
+    cohort = bench.cohort()
+    bench.line.dead.add(OTHER)
+    bench.do(Transfer(b"sid", BulkKind.SUM, (1, 2), (OTHER, THIRD)))
+    await until(lambda: len(bench.line.tried) >= 6)
+    assert sorted(frame[-5:] for to, frame, bulk in bench.line.arrived if bulk and to == THIRD) == [b"data1", b"data2"]
+    cohort.failed = "reason"
+    await bench.settle()
+    bench.script.cohorts.clear()
+    bench.do(Transfer(b"sid", BulkKind.SUM, (1,), (THIRD,)))  # of a sid that is gone
+    await bench.settle()
+    assert len(bench.line.arrived) == 2
+
+
+# --- timers -------------------------------------------------------------------------------------------------------
+
+
+async def test_timers_are_replaced_and_cancelled(bench: Bench):
+    key, other, third = ("a", 1, 0), ("b", 1, 0), ("c", 1, 0)
+    bench.do(SetTimer(key, 3600.0), SetTimer(other, 0.0), SetTimer(third, 0.0))
+    bench.do(SetTimer(key, 0.0), CancelTimer(other), CancelTimer(("unknown", 0, 0)), SetTimer(third, 3600.0))
+    await until(lambda: bench.script.named("timeout") != [])
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bench.script.named("timeout") == [("timeout", key)]
+    assert set(bench.driver._timers) == {third}
+
+
+async def test_a_timer_may_set_itself_again(bench: Bench):
+    key = ("a", 1, 0)
+    bench.script.answers["timeout"] = [SetTimer(key, 0.0)]
+    bench.do(SetTimer(key, 0.0))
+    await until(lambda: len(bench.script.named("timeout")) >= 3)
+    bench.script.answers["timeout"] = [CancelTimer(key), Note("enough")]
+    await until(lambda: not bench.driver._timers)
+    assert ("enough", None) in bench.watcher.notes()
+
+
+# --- work ---------------------------------------------------------------------------------------------------------
+
+
+async def test_training_reports_its_tokens(bench: Bench):
+    bench.do(Train(1))
+    await bench.settle()
+    assert bench.work.did == [("train", 1)]
+    assert bench.script.named("trained") == [("trained", 1, 7)]
+    assert ("step", 1, 0, "train") in bench.watcher.saw
+
+
+async def test_training_for_a_round_that_is_over_never_starts(bench: Bench):
+    bench.work.gates["train"] = asyncio.Event()
+    bench.do(Train(1), Train(2))
+    await until(lambda: bench.work.did == [("train", 1)])
+    bench.script.round = 3
+    bench.work.gates["train"].set()
+    await bench.settle()
+    assert bench.work.did == [("train", 1)]
+    assert bench.script.named("trained") == [("trained", 1, 7)]
+
+
+async def test_an_upload_masks_every_chunk_once_then_says_so(bench: Bench):
+    cohort = bench.cohort()
+    plan = tuple((chunk, (OTHER, THIRD) if chunk == 3 else (OTHER,)) for chunk in range(20))
+    bench.do(Upload(b"sid", plan))
+    await bench.settle()
+    assert sorted(cohort.masked) == [(chunk, ("ring", chunk)) for chunk in range(20)]
+    assert bench.work.did == [("prepare", b"sid")]
+    sent = [(to, frame[-5:].lstrip(b"\x00")) for to, frame, bulk in bench.line.arrived if bulk]
+    assert len(sent) == 21 and (THIRD, b"data3") in sent
+    assert bench.script.named("uploaded") == [("uploaded", b"sid")]
+    steps = [call[3] for call in bench.watcher.saw if call[0] == "step"]
+    assert steps == ["upload", "survivors"]
+
+
+async def test_reducing_applying_and_committing(bench: Bench):
+    cohort = bench.cohort()
+    bench.script.chain = SimpleNamespace(head=SimpleNamespace(round=1))
+    bench.do(Reduce(b"sid", (1, 2)))
+    await bench.settle()
+    assert sorted(cohort.masked) == [("reduced", 1), ("reduced", 2)]
+    assert bench.script.named("reduced") == [("reduced", b"sid", (1, 2))]
+    bench.do(Apply(b"sid"))
+    await bench.settle()
+    assert bench.script.named("applied") == [("applied", b"sid", b"root", 1.5)]
+    record: Any = SimpleNamespace(round=1, sid=b"sid")
+    bench.do(Commit(record, None, b"sid"))  # type: ignore[arg-type]
+    await bench.settle()
+    assert bench.work.did[-1] == ("commit", 1)
+    assert bench.script.named("holds") == [("holds", 1)]
+    assert ("settled", 1) in bench.watcher.saw
+    # Of a sid that nobody knows any more nothing is done.
+    bench.do(Reduce(b"old", (1,)), Apply(b"old"), Upload(b"old", ()))
+    await bench.settle()
+    assert len(bench.script.named("reduced")) == 1 == len(bench.script.named("applied"))
+
+
+async def test_sums_that_are_in_end_training_that_came_too_late(bench: Bench):
+    bench.cohort()
+    bench.work.gates["train"] = asyncio.Event()
+    bench.do(Train(1))
+    await until(lambda: bench.work.did == [("train", 1)])
+    bench.do(Apply(b"sid"))
+    await until(lambda: ("interrupt",) in bench.work.did)
+    bench.work.gates["train"].set()
+    await bench.settle()
+    assert [what[0] for what in bench.work.did] == ["train", "interrupt", "apply"]
+
+
+async def test_a_fetch_that_finds_nothing_is_reported_after_a_while(bench: Bench):
+    record: Any = SimpleNamespace(round=4, sid=b"sid")
+    bench.script.chain = SimpleNamespace(head=record)
+    bench.script.previous = SimpleNamespace(sid=b"sid")
+    bench.work.found = False
+    bench.do(FetchState(record, (OTHER,)))
+    await bench.settle()
+    assert bench.work.did == [("interrupt",), ("fetch", 4, (OTHER,), bench.script.previous)]
+    assert bench.script.named("fetch_failed") == [("fetch_failed", 4)]
+    bench.work.found = True
+    bench.do(FetchState(record, (OTHER,)))
+    await bench.settle()
+    assert bench.script.named("holds") == [("holds", 4)]
+
+
+async def test_a_state_that_is_no_longer_the_newest_is_not_fetched(bench: Bench):
+    older, newer = (SimpleNamespace(round=number, sid=b"") for number in (4, 5))
+    bench.script.chain = SimpleNamespace(head=older)
+    bench.work.gates["train"] = asyncio.Event()
+    bench.do(Train(1))
+    await until(lambda: bool(bench.work.did))
+    bench.do(FetchState(older, ()))  # type: ignore[arg-type]
+    bench.script.chain.head = newer
+    bench.do(FetchState(newer, ()))  # type: ignore[arg-type]
+    bench.work.gates["train"].set()
+    await bench.settle()
+    assert [what[1] for what in bench.work.did if what[0] == "fetch"] == [5]
+
+
+async def test_work_of_the_observer_waits_its_turn(bench: Bench):
+    bench.work.gates["train"] = asyncio.Event()
+    bench.do(Train(1))
+    await until(lambda: bool(bench.work.did))
+    bench.driver.run_alone(bench.work._do("measure"))
+    bench.do(Train(1))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bench.work.did == [("train", 1)]
+    bench.work.gates["train"].set()
+    await bench.settle()
+    assert [what[0] for what in bench.work.did] == ["train", "measure", "train"]
+
+
+async def test_work_that_cannot_finish_a_round_ends_only_the_round(bench: Bench):
+    bench.cohort()
+    bench.work.errors["apply"] = RoundError("the outer step left the range of float32")
+    bench.do(Apply(b"sid"))
+    await bench.settle()
+    assert not bench.driver.failed.done()
+    assert bench.script.named("applied") == []
+    assert ("the outer step left the range of float32", None) in bench.watcher.notes()
+
+
+@pytest.mark.parametrize("error", [StorageError("full"), ProtocolError(Refusal.BAD_HASH, "wrong"), KeyError("bug")])
+async def test_other_failures_of_work_end_the_driver(bench: Bench, error: Exception):
+    bench.work.errors["train"] = error
+    bench.do(Train(1))
+    with pytest.raises(type(error)) as caught:
+        await asyncio.wait_for(asyncio.shield(bench.driver.failed), 30)
+    assert caught.value is error
+
+
+# --- the end ------------------------------------------------------------------------------------------------------
+
+
+async def test_stop_ends_work_timers_and_retries(bench: Bench):
+    bench.line.dead.add(OTHER)
+    bench.work.gates["train"] = asyncio.Event()
+    bench.do(Train(1), Send(OTHER, envelope(1)), SetTimer(("a", 1, 0), 0.0), SetTimer(("b", 1, 0), 3600.0))
+    bench.driver._timers[("a", 1, 0)].cancel()
+    await until(lambda: len(bench.line.tried) >= 2)
+    await bench.driver.stop()
+    calls, tried = list(bench.script.calls), len(bench.line.tried)
+    assert not bench.driver._tasks and not bench.driver._timers and not bench.driver._sending
+    # Whatever still arrives after that is left alone, and starts nothing.
+    bench.script.answers["receive"] = [Train(1), Send(OTHER, envelope(1)), SetTimer(("c", 1, 0), 0.0)]
+    bench.driver.on_frame(OTHER, memoryview(b"\x01"))
+    bench.driver.learned([OTHER])
+    bench.driver.start()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bench.script.calls == calls and len(bench.line.tried) == tried
+    assert not bench.driver._tasks and not bench.driver._timers
+    assert not bench.driver.failed.done()
+    assert bench.work.busy == 0
+    await bench.driver.stop()
+
+
+async def test_drain_waits_for_what_is_being_sent_and_for_nothing_else(bench: Bench):
+    bench.work.gates["train"] = asyncio.Event()
+    bench.line.stuck[OTHER] = asyncio.Event()
+    bench.do(Train(1), Send(OTHER, envelope(1)), Send(THIRD, envelope(1)))
+    draining = asyncio.ensure_future(bench.driver.drain(3600.0))
+    await until(lambda: len(bench.line.arrived) == 1)
+    assert not draining.done()
+    bench.line.stuck[OTHER].set()
+    await asyncio.wait_for(draining, 30)  # training goes on all the while
+    assert len(bench.line.arrived) == 2
+    assert bench.work.busy == 1
+    await bench.driver.drain(3600.0)  # nothing to wait for
+
+    bench.line.stuck[OTHER] = asyncio.Event()
+    bench.do(Send(OTHER, envelope(1)))
+    await bench.driver.drain(0.0)  # gives up
+    assert bench.driver._sending
+
+
+# --- with real peers ----------------------------------------------------------------------------------------------
+
+
+async def test_with_a_full_disk_at_the_guard_nothing_is_released(tmp_path: Path):
+    # Others notice by these deadlines that a reducer went silent after the certificate, or a proposer.
+    async with Swarm(5, tmp_path, limits={"unmask": 1.0, "sums": 1.0, "commit": 2.0}) as swarm:
+        await swarm.reach(1)
+        poor = swarm.peers[3]
+        fired: list[Any] = []
+
+        def full(sid: bytes, choices: Any) -> None:
+            fired.append(sid)
+            raise StorageError("the guard cannot write") from sqlite3.OperationalError("database or disk is full")
+
+        poor.guard.release = full  # type: ignore[method-assign]
+        with pytest.raises(StorageError, match="cannot write"):
+            await asyncio.wait_for(asyncio.shield(poor.driver.failed), 60)
+        await poor.kill()
+        assert len(fired) == 1
+        others = {message.sid for peer in swarm.living for message in swarm.network.messages(peer.id, Unmask)}
+        mine = {message.sid for message in swarm.network.messages(poor.id, Unmask)}
+        assert mine and fired[0] not in mine  # it gave shares away in rounds before, and none in this one
+        # The others finish without it, this round too: its update is in the sum, and others reduce its chunks.
+        await until(lambda: fired[0] in recorded(swarm))
+        others |= {message.sid for peer in swarm.living for message in swarm.network.messages(peer.id, Unmask)}
+        assert fired[0] in others
+        assert poor.id in recorded(swarm)[fired[0]]
+        record = await swarm.reach(len(recorded(swarm)) + 1)
+        assert poor.id not in record.members()
+
+
+def recorded(swarm: Swarm) -> dict[bytes, tuple[PeerId, ...]]:
+    """Survivors by sid, as the first peer's chain has them."""
+    chain = swarm.peers[0].participant.chain
+    assert chain is not None
+    return {chain.record(r).sid: chain.record(r).members() for r in range(1, chain.head.round + 1)}
+
+
+async def test_stopping_in_the_middle_of_a_round_leaves_no_task(tmp_path: Path):
+    async with Swarm(4, tmp_path) as swarm:
+        await swarm.reach(1)
+        before = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+        assert before
+        for peer in swarm.peers:
+            await peer.leave()
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
+        assert left == []
+        roots = {peer.learner.state.root() for peer in swarm.peers}
+        assert len(roots) <= 2  # one round apart at most
+
+
+def test_every_refusal_was_decided_upon() -> None:
+    known: Iterable[Refusal] = Refusal
+    assert drivers._BENIGN == BENIGN < set(known)
