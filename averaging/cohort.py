@@ -190,6 +190,8 @@ class Cohort:
         member = self.peers.index(sender)
         if chunk.kind is BulkKind.SUM:
             self.sums.add(chunk.index, chunk.member, chunk.data, from_author=chunk.member == member)
+        elif chunk.member != member:
+            raise ProtocolError(Refusal.WRONG_SENDER, f"a masked chunk of member {chunk.member}")
         elif "receipt" not in self._done:
             if not self.inputs.expected(member, chunk.index):
                 raise ProtocolError(Refusal.UNEXPECTED, f"chunk {chunk.index} is not mine to reduce")
@@ -244,7 +246,8 @@ class Cohort:
 
     def _take_late(self, member: int, chunk: Chunk) -> None:
         """After my receipt only a survivor's resend to the stand-in of a dead reducer is taken, if it is the same."""
-        if self.certified is None and len(self._late) < self.layout.total_chunks:
+        waiting = sum(other == member for other, _ in self._late)
+        if self.certified is None and waiting < len(self.duties.of(member)) + len(self.duties.of(self.me)) + 1:
             self._late.append((member, chunk))  # the sender has the certificate already; mine is on its way
             return
         if self.certified is None or member not in self.certified.survivors:

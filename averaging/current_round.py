@@ -75,6 +75,8 @@ class CurrentRound:
         self._gone |= gone
         if self.convening is not None:
             return []
+        if self._guard.has_opened(self.params.run, self.number) is not None:
+            return []  # one opening per round: before a restart this update went into a sum that shares were released for
         self.convening = Convening(
             self.params,
             self._identity,
@@ -185,7 +187,7 @@ class CurrentRound:
         if roster is None or self.convening.secrets is None:
             return []
         self.cohort = Cohort(self.params, self._identity, roster, self.convening.secrets, self._guard, self._urandom)
-        give_up = SetTimer(("give-up", self.number, 0), self.params.deadlines.total)
+        give_up = SetTimer(("give-up", self.number, 0), self.params.deadlines.total(len(roster.peers)))
         actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers), give_up]
         actions += self.cohort.start()
         if self._tokens is not None:

@@ -23,6 +23,8 @@ from dht.errors import ProtocolError, Refusal
 from dht.wire import digest
 
 MASK_KEY_BYTES = 16
+# Low-order points are those that every private key maps to zero, so any one tells.
+_ANY_PRIVATE = bytes(range(32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,11 @@ def shared_secret(private: bytes, their_public: bytes) -> bytes:
         return X25519PrivateKey.from_private_bytes(private).exchange(peer)
     except ValueError:
         raise ProtocolError(Refusal.BAD_SHARE, "a public key of low order or wrong length") from None
+
+
+def check_public(key: bytes) -> None:
+    """Raises ProtocolError (BAD_SHARE) for a public key with which no secret can be shared."""
+    shared_secret(_ANY_PRIVATE, key)
 
 
 def pair_key(my_mask_private: bytes, their_mask_public: bytes, sid: bytes, my_index: int, their_index: int) -> bytes:

@@ -39,10 +39,10 @@ class Deadlines:
     sums: float = 20.0
     commit: float = 5.0
 
-    @property
-    def total(self) -> float:
-        """The longest that one attempt may take from its roster to its last sum, in seconds."""
-        return self.shares + self.train + self.upload + self.survivors + self.unmask + 2 * self.sums + self.commit
+    def total(self, members: int) -> float:
+        """The longest that one attempt of so many members may take from its roster to its last sum, in seconds."""
+        sums = (tolerated(members) + 2) * self.sums  # a stand-in's turn for each death
+        return self.shares + self.train + self.upload + self.survivors + self.unmask + sums + self.commit
 
 
 @dataclass(frozen=True, slots=True)

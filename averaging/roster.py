@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from averaging.certificate import quorum
+from averaging.keys import check_public
 from averaging.messages import Join, Roster
 from averaging.params import RunParams
 from dht.envelope import Envelope
@@ -65,6 +66,8 @@ def check_join(envelope: Envelope, run: bytes, round_: int, attempt: int, head: 
     join = decode_as(Join, envelope.body)
     if (envelope.round, join.round, join.attempt) != (round_, round_, attempt):
         raise ProtocolError(Refusal.STALE, f"a Join for round {join.round} attempt {join.attempt}")
+    for key in (join.mask_key, join.share_key):
+        check_public(key)  # a key of low order would make everybody's pair key with its owner fail, one step later
     if join.head != head:
         raise ProtocolError(Refusal.UNEXPECTED, f"{peer.short} joins on another head")
     return Member(peer, join)

@@ -62,15 +62,20 @@ class SurvivorCertificate:
     def propose(self, view: int) -> Survivors | None:
         """What I would propose as leader now: U = what all live reducers hold; None below the threshold.
 
+        A receipt that would push U below the threshold is left out, or one liar who confirms nothing voids the round.
+
         Who voted already proposes that again: a set that differs in one late receipt would only split the votes.
         """
         if self._backed is not None:
             return replace(self._backed, view=view)
-        live = set(self.receipts)
-        chosen = set(self.manifests)
-        for receipt, _ in self.receipts.values():
-            chosen &= set(bits(receipt.complete))
-        if len(chosen) < self._threshold or len(live) < self._threshold:
+        live: set[int] = set()
+        chosen = set(range(len(self._roster.members)))
+        for i in sorted(self.receipts, key=lambda i: (-self.receipts[i][0].complete.bit_count(), i)):
+            held = chosen & set(bits(self.receipts[i][0].complete))
+            if len(held) >= self._threshold:
+                live.add(i)
+                chosen = held
+        if len(live) < self._threshold or not chosen <= set(self.manifests):
             return None
         frames = tuple(self.receipts[i][1] for i in sorted(live))
         return Survivors(self._roster.sid, view, bitmap(chosen), bitmap(live), frames)
