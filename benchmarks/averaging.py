@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 from contextlib import ExitStack
 from typing import Any
 
 from benchmarks import averaging_hivemind, averaging_ours
-from benchmarks.averaging_swarm import Round, Spec, Swarm, quiet_environment
+from benchmarks.averaging_swarm import Round, Spec, Swarm, quiet_environment, write_mean_sample
 from benchmarks.report import report
 
 PARTS = ("encode", "mask", "unmask", "certify", "decode")
@@ -32,7 +33,7 @@ def count(text: str) -> int:
     return int(float(text[:-1]) * 1_000_000) if text.upper().endswith("M") else int(text)
 
 
-def start(system: str, parameters: int, peers: int, arguments: argparse.Namespace, folder: str) -> Swarm:
+def start(system: str, parameters: int, peers: int, arguments: argparse.Namespace, folder: str, expected: str) -> Swarm:
     """The processes of one system. The baseline's swarm needs its first peer's address before the others join."""
     name, _, variant = system.partition("-")
     specs = [
@@ -41,6 +42,7 @@ def start(system: str, parameters: int, peers: int, arguments: argparse.Namespac
             peers,
             parameters,
             folder,
+            expected,
             arguments.ring_bits,
             int(variant == "copies"),
             arguments.chunk_elements,
@@ -93,12 +95,15 @@ def row(system: str, swarm: Swarm, rounds: list[Round]) -> dict[str, Any]:
 def measure(parameters: int, peers: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per system for one size and number of peers."""
     with ExitStack() as stack:
+        expected = f"{stack.enter_context(tempfile.TemporaryDirectory())}/mean.npy"
+        write_mean_sample(expected, parameters, peers)
         swarms: dict[str, Swarm] = {}
         for system in arguments.systems:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            swarms[system] = stack.enter_context(start(system, parameters, peers, arguments, folder))
+            swarms[system] = stack.enter_context(start(system, parameters, peers, arguments, folder, expected))
         rounds: dict[str, list[Round]] = {system: [] for system in swarms}
         for turn in range(arguments.runs + 1):
+            print(f"{parameters} x {peers}: round {turn} of {arguments.runs}", file=sys.stderr)
             for system, swarm in swarms.items():
                 one = swarm.run_round()
                 if turn:

@@ -33,7 +33,7 @@ from averaging.participant import Participant
 from averaging.record import Record
 from averaging.trailer import Statistics, pack
 from averaging.work import Decided, Joined
-from benchmarks.averaging_swarm import SAMPLE, Spec, mean_sample, update
+from benchmarks.averaging_swarm import SAMPLE, Spec, update
 from dht.host import Host
 from dht.identity import Identity, PeerId
 from dht.transport import Part
@@ -69,7 +69,7 @@ class BenchmarkWork:
         self._update = update(spec.index, spec.parameters)
         self._scales = np.full(self._layout.blocks, CLIP, np.float32)
         self._statistics = Statistics(_WEIGHT_CAP, 2.0, 2.0, min(1.0, squared_norm(self._update)), 0.0, 1)
-        self._expected = mean_sample(spec)
+        self._expected = np.load(spec.expected)
         self._encoder: Encoder | None = None
         self._dither = b""
         self._root = _GENESIS

@@ -32,6 +32,7 @@ class Spec:
     peers: int
     parameters: int
     folder: str
+    expected: str  # file of the true mean's sample
     ring_bits: int = 16
     copies: int = 0
     chunk_elements: int = 65536
@@ -62,12 +63,12 @@ def update(index: int, parameters: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(index).standard_normal(parameters, dtype=np.float32) * np.float32(1e-3)
 
 
-def mean_sample(spec: Spec) -> npt.NDArray[np.float32]:
-    """The true mean of all peers' updates, every `SAMPLE`-th element."""
-    total = np.zeros(-(-spec.parameters // SAMPLE), np.float32)
-    for index in range(spec.peers):
-        total += update(index, spec.parameters)[::SAMPLE]
-    return total / np.float32(spec.peers)
+def write_mean_sample(path: str, parameters: int, peers: int) -> None:
+    """Put the true mean of all peers' updates, every `SAMPLE`-th element, where the peers find it."""
+    total = np.zeros(-(-parameters // SAMPLE), np.float32)
+    for index in range(peers):
+        total += update(index, parameters)[::SAMPLE]
+    np.save(path, total / np.float32(peers))
 
 
 class Swarm:
