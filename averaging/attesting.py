@@ -13,6 +13,7 @@ from averaging.certificate import quorum
 from averaging.messages import Attest
 from averaging.record import Record, check_successor, record_hash, void_record
 from averaging.tally import Tally
+from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 from dht.wire import decode_as
@@ -26,17 +27,19 @@ class Attestations:
         self._needed = quorum(len(committee))
         self._of: dict[PeerId, bytes] = {}
         self._records: dict[bytes, Record] = {}
+        self._envelopes: dict[PeerId, Envelope] = {}
         self.mine: Record | None = None
         self.given_up = False
 
-    def add(self, sender: PeerId, attest: Attest) -> None:
-        """Count a member's one attestation. Raises ProtocolError (EQUIVOCATION, or of the codec)."""
+    def add(self, sender: PeerId, attest: Attest, envelope: Envelope) -> None:
+        """Count a member's one attestation, which `envelope` signs. Raises ProtocolError (EQUIVOCATION, codec)."""
         if sender not in self._committee:
             return  # survivors who are not in the committee attest, too; only its word counts
         value = record_hash(attest.record)
         if self._of.setdefault(sender, value) != value:
             raise ProtocolError(Refusal.EQUIVOCATION, "two attestations in one round")
         self._records.setdefault(value, decode_as(Record, attest.record))
+        self._envelopes[sender] = envelope
 
     def witnessed(self) -> Record | None:
         """The record that a quorum of the committee attests, if there is one."""
@@ -44,6 +47,12 @@ class Attestations:
             if sum(self._of.get(peer) == value for peer in self._committee) >= self._needed:
                 return record
         return None
+
+    def proof(self) -> tuple[Envelope, ...]:
+        """The attestations that make a record witnessed, for members that restarted and lost them; else none."""
+        record = self.witnessed()
+        value = record.hash() if record is not None else b""
+        return tuple(envelope for peer, envelope in self._envelopes.items() if self._of[peer] == value)[: self._needed]
 
     def judge(self, record: Record) -> Verdict:
         """The verdict that agreement asks for."""

@@ -168,6 +168,10 @@ class Cohort:
             actions += self._stand_in((member,)) + self._advance()
         return actions
 
+    def is_ready(self, peer: PeerId) -> bool:
+        """Whether a member said that it holds everybody's shares."""
+        return peer in self.peers and self.peers.index(peer) in self._ready
+
     def trust(self, peer: PeerId) -> None:
         """The peer was heard again."""
         if peer in self.peers:

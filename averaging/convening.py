@@ -138,7 +138,8 @@ class Convening:
         if later <= self.attempt:
             return []
         # That attempt runs without me: be there for the next one, which comes only if it fails.
-        return [*self.begin(later, self._tokens()), SetTimer(self._key("roster"), self.params.deadlines.total(MAX_MEMBERS))]
+        actions = self.begin(later, self._tokens())
+        return [*actions, SetTimer(self._key("roster"), self.params.deadlines.total(MAX_MEMBERS))]
 
     def timeout(self, key: TimerKey) -> list[Action]:
         """The window of the convener, or the patience of a joiner, is over."""

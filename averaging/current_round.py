@@ -51,6 +51,7 @@ class CurrentRound:
         self._attested = Attestations(chain.head, chain.tally, self.committee)
         self._early: dict[PeerId, deque[tuple[Shares, bytes]]] = {}
         self._seen_agreeing: set[PeerId] = set()
+        self._informed: dict[PeerId, int] = {}
         self._agreeing = False
         self._held: tuple[Record, Certificate] | None = None
         self._applying = False
@@ -76,7 +77,7 @@ class CurrentRound:
         if self.convening is not None:
             return []
         if self._guard.has_opened(self.params.run, self.number) is not None:
-            return []  # one opening per round: before a restart this update went into a sum that shares were released for
+            return []  # one opening per round: before a restart, shares were released for a sum with this update
         self.convening = Convening(
             self.params,
             self._identity,
@@ -100,7 +101,7 @@ class CurrentRound:
         if isinstance(message, _AGREEMENT):
             return self._track(self._on_agreement(sender, envelope, message))
         if isinstance(message, Attest):
-            self._attested.add(sender, message)
+            self._attested.add(sender, message, envelope)
             return self._track([*self.agreement.revalidate(), *self._after_agreement()])
         if isinstance(message, Join):
             return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
@@ -146,8 +147,8 @@ class CurrentRound:
             self.outcome = self._held
             return []
         attest = Attest(self.number, encode(record))
-        self._attested.add(self._identity.peer_id, attest)
         envelope = seal(self._identity, self.params.run, self.number, attest)
+        self._attested.add(self._identity.peer_id, attest, envelope)
         everybody = dict.fromkeys([*self.committee, *cohort.peers])
         sends = [Send(peer, envelope) for peer in everybody if peer != self._identity.peer_id]
         timer = SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit)
@@ -162,6 +163,10 @@ class CurrentRound:
         if self.cohort is not None:
             actions += [*self.cohort.suspect(peer), *self.advance()]
         return self._track(actions)
+
+    def lost_its_part(self, peer: PeerId) -> bool:
+        """Whether a peer that knocks was ready in my cohort: then it restarted, and its masks went with its memory."""
+        return self.cohort is not None and self.cohort.is_ready(peer)
 
     def trust(self, peer: PeerId) -> None:
         """A peer was heard."""
@@ -199,7 +204,7 @@ class CurrentRound:
                     actions += self.cohort.receive(sender, message, frame)
                 except ProtocolError as error:
                     actions.append(Note(str(error), sender))
-        for peer in self._gone:
+        for peer in sorted(self._gone):
             actions += self.cohort.suspect(peer)
         return [*actions, *self.advance()]
 
@@ -250,6 +255,8 @@ class CurrentRound:
 
     def _on_agreement(self, sender: PeerId, envelope: Envelope, message: object) -> Sequence[ParticipantAction]:
         actions: list[ParticipantAction] = list(self.agreement.receive(envelope))
+        if isinstance(message, Gossip):
+            actions += self._inform(sender)
         if sender in self.committee and not isinstance(message, Decision | DecisionRequest):
             self._seen_agreeing.add(sender)
             if len(self._seen_agreeing) >= honest_witness(len(self.committee)) and not self._agreeing:
@@ -258,6 +265,16 @@ class CurrentRound:
                 if self.cohort is None:
                     actions.append(SetTimer(("give-up", self.number, 0), 3 * self.params.deadlines.commit))
         return [*actions, *self._after_agreement()]
+
+    def _inform(self, undecided: PeerId) -> list[Action]:
+        """Who repeats itself may have lost what it once knew: show it what I accept a record for, once per view."""
+        view = self.agreement.view
+        if self.agreement.decision is not None or self._informed.get(undecided) == view:
+            return []
+        proof = self._attested.proof()
+        if proof:
+            self._informed[undecided] = view
+        return [Send(undecided, envelope) for envelope in proof]
 
     def _agree(self) -> list[Action]:
         if self._agreeing:

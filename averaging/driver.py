@@ -128,6 +128,15 @@ class Driver:
         """Begin to take part."""
         self._feed(self.participant.start)
 
+    def check(self, peer: PeerId) -> None:
+        """A stream to this peer ended: if I count on it, see at once whether it is still there."""
+        current = self.participant.current
+        waited_for = current is not None and (
+            peer in current.committee or (current.cohort is not None and peer in current.cohort.peers)
+        )
+        if waited_for and not self._over and self._loop.is_running():
+            self._spawn_send(self._deliver(peer, self.participant.ping()))
+
     def learned(self, peers: list[PeerId]) -> None:
         """Discovery found these peers."""
         self._feed(lambda: self.participant.learned(peers))
@@ -186,6 +195,9 @@ class Driver:
             return
         try:
             self._perform(call())
+        except ProtocolError as error:
+            # What I sent to myself, or late work of a round that is over: no reason to leave the run.
+            self._observer.note(error.message, self.participant.peer_id)
         except MurmurationError as error:
             self._fail(error)
 

@@ -173,3 +173,11 @@ class Attest:
 
     round: U64
     record: Annotated[bytes, Length(2, RECORD_CAP)]
+
+
+@message(tag=0x1F, cap=64)
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? The transport's acknowledgement is the answer."""
+
+    nonce: U64

@@ -17,7 +17,7 @@ from averaging.cohort import Cohort
 from averaging.current_round import CurrentRound
 from averaging.guard import Guard
 from averaging.mailbox import Mailbox
-from averaging.messages import Closed, Join, Knock, Missing, SumHashes
+from averaging.messages import Attest, Closed, Join, Knock, Missing, Ping, SumHashes
 from averaging.params import MAX_MEMBERS, RunParams
 from averaging.record import Record, found
 from averaging.work import Commit, FetchState, ParticipantAction
@@ -31,9 +31,10 @@ _KNOCK: TimerKey = ("knock", 0, 0)
 _FOUND: TimerKey = ("found", 0, 0)
 _KNOCKED_PEERS = 8
 _FOLLOWED_ROUNDS = 3
+_KNOWN_PEERS = 4096
 _REMEMBERED_ROUNDS = 8
 """Rounds whose promises the guard keeps in full; promises of older rounds are refused, not forgiven."""
-_RELAYED = message_type(SumHashes).tag
+_RELAYED = (message_type(SumHashes).tag, message_type(Attest).tag)
 
 
 class Participant:
@@ -97,7 +98,8 @@ class Participant:
 
     def learned(self, peers: list[PeerId]) -> list[ParticipantAction]:
         """Addresses of these peers are known now (discovery, address book)."""
-        fresh = [peer for peer in peers if peer != self.peer_id and peer not in self._known]
+        room = _KNOWN_PEERS - len(self._known)
+        fresh = [peer for peer in peers if peer != self.peer_id and peer not in self._known][:room]
         self._known.update(dict.fromkeys(fresh))
         return self._knock(fresh) if fresh and not self._busy() else []
 
@@ -105,8 +107,8 @@ class Participant:
         """A frame from the transport's authenticated `sender`. Raises ProtocolError when it is refused."""
         envelope = decode_as(Envelope, frame)
         signer = envelope.check(self.params.run)
-        # Signed hashes of sums are passed on to who missed them: they prove themselves.
-        if signer != sender and envelope.body[0] != _RELAYED:
+        # Signed hashes of sums, and attestations, are passed on to who missed them: they prove themselves.
+        if signer != sender and envelope.body[0] not in _RELAYED:
             raise ProtocolError(Refusal.WRONG_SENDER, f"{sender.short} delivered a message of {signer.short}")
         if signer != sender and envelope.round != self.round:
             return []
@@ -178,6 +180,10 @@ class Participant:
         if self.current is not None:
             self.current.trust(peer)
 
+    def ping(self) -> Envelope:
+        """A message that asks nothing but to be acknowledged."""
+        return self._seal(Ping(int.from_bytes(self._urandom(8), "big")), self.round)
+
     def cohort(self, sid: bytes) -> Cohort | None:
         """The current or the previous round's cohort, by sid."""
         current = self.current.cohort if self.current else None
@@ -187,6 +193,8 @@ class Participant:
 
     def _handle(self, sender: PeerId, envelope: Envelope, frame: bytes) -> list[ParticipantAction]:
         message = envelope.message()
+        if isinstance(message, Ping):
+            return []
         if isinstance(message, Knock):
             return self._on_knock(sender, message)
         if isinstance(message, ChainSegment):
@@ -222,11 +230,16 @@ class Participant:
                 return []
             self._knockers[sender] = 0
             return self._maybe_found()
-        self._knockers[sender] = self.round
+        if sender in self._knockers or len(self._knockers) < _KNOWN_PEERS:
+            self._knockers[sender] = self.round
         if self.current is not None and self.current.convening is not None:
             self.current.convening.newcomers.add(sender)
-        behind = message.known < self.round
-        return [Send(sender, self._seal(self.chain.segment(max(message.known - 1, 0))))] if behind else []
+        actions: list[ParticipantAction] = []
+        if self.current is not None and self.current.lost_its_part(sender):
+            actions += [*self.current.suspect(sender), *self._after()]
+        if message.known < self.round:
+            actions.append(Send(sender, self._seal(self.chain.segment(max(message.known - 1, 0)))))
+        return actions
 
     def _on_segment(self, sender: PeerId, message: ChainSegment) -> list[ParticipantAction]:
         if self.chain is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,10 @@ class Host:
         self._buckets: dict[PeerId, TokenBucket] = {}
         self.bans = BanList(clock)
         self.counters = Counters()
+        self._stopping = False
         self.daemon_died = asyncio.Event()
+        self.on_lane_lost: Callable[[PeerId], None] = lambda peer: None
+        """Called when a stream to a peer ended that we did not end: it may be gone."""
 
     @classmethod
     async def start(
@@ -198,6 +201,7 @@ class Host:
 
     async def stop(self, timeout: float = 3.0) -> None:
         """Let what is on its way arrive (at most `timeout` seconds), then end the daemon. Safe to call twice."""
+        self._stopping = True
         lanes = list(self._lanes.values())
         await asyncio.gather(*(lane.close(timeout) for lane in lanes), return_exceptions=True)
         for receiver in list(self._receivers):
@@ -243,6 +247,8 @@ class Host:
         lane = self._lanes.get((to, protocol))
         if lane is not None and not lane.open:
             del self._lanes[to, protocol]
+            if not self._stopping:
+                self.on_lane_lost(to)
 
     # -- incoming -------------------------------------------------------------------------------------------------
 

@@ -9,17 +9,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from averaging.bulk import MAX_CHUNK_BYTES
 from averaging.cohort import Cohort
 from averaging.driver import Driver
 from averaging.guard import SqliteGuard
 from averaging.layout import Layout
 from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
+from averaging.record import MAX_LOST_CHUNKS
 from averaging.work import Decided, Joined
 from dht.addressbook import AddressBook, find_a_way_in
 from dht.clock import SystemClock
 from dht.discovery import Discovery, Head
-from dht.errors import DataError, UnreachableError
+from dht.errors import ConfigError, DataError, UnreachableError
 from dht.host import Host, Relay
 from dht.identity import Identity, PeerId
 from peer.catch_up import Donor
@@ -43,10 +45,21 @@ _LINGER = 3.0
 def run_params(manifest: Manifest, parameters: int) -> RunParams:
     """What the averaging protocol needs of the manifest, for a model with so many trained parameters."""
     limits = manifest.cohort.deadlines
+    layout = Layout(parameters, manifest.codec.ring_bits, manifest.codec.chunk_elements)
+    if layout.chunk_bytes(0) > MAX_CHUNK_BYTES:
+        raise ConfigError(
+            f"a chunk of codec.chunk_elements = {manifest.codec.chunk_elements} has {layout.chunk_bytes(0)} bytes",
+            remedy=f"at most {MAX_CHUNK_BYTES} bytes: lower codec.chunk_elements",
+        )
+    if layout.total_chunks > MAX_LOST_CHUNKS:
+        raise ConfigError(
+            f"the model has {layout.total_chunks} chunks, a record can name {MAX_LOST_CHUNKS}",
+            remedy="raise codec.chunk_elements",
+        )
     return RunParams(
         run=manifest.run_id,
         founder=manifest.founder,
-        layout=Layout(parameters, manifest.codec.ring_bits, manifest.codec.chunk_elements),
+        layout=layout,
         genesis_peers=manifest.run.genesis_peers,
         target=manifest.cohort.target,
         minimum=manifest.cohort.minimum,
@@ -162,6 +175,7 @@ class Node:
         self._discovery: Discovery | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._members: Sequence[PeerId] = ()
+        self._addresses: dict[PeerId, tuple[str, ...]] = {}
         self._in_a_round = asyncio.Event()
         self._finished = asyncio.Event()
         self._search_now = asyncio.Event()
@@ -175,7 +189,8 @@ class Node:
         driver = self._driver = Driver(
             self._participant, self._host, self._learner, self, threads=max(1, self._config.threads)
         )
-        driver.on_unreachable = lambda peer: self._search_now.set()
+        driver.on_unreachable = self._unreachable
+        self._host.on_lane_lost = driver.check
         self._host.serve(driver.on_frame, self._donor.answer)
         self._reporter.event(
             "started",
@@ -235,7 +250,8 @@ class Node:
             )
             known = [result.address for result in results]
             for result in results:
-                self._reporter.event("bootstrap", address=result.address, verdict=str(result))
+                verdict = f"{result.verdict} {result.milliseconds:.0f} ms"
+                self._reporter.event("bootstrap", address=result.address, verdict=verdict)
         self._discovery = await Discovery.start(
             self._host,
             self._manifest.run_id,
@@ -262,11 +278,17 @@ class Node:
         except UnreachableError as error:
             log.warning("the search for peers failed: %s", error.message)
             return
-        for record in records:
-            self._book.remember(record.peer_id, record.addresses)
+        self._addresses = {record.peer_id: record.addresses for record in records}
+        self._remember_members()
         if self._driver is not None:
             self._driver.learned([record.peer_id for record in records])
-        if records:
+
+    def _remember_members(self) -> None:
+        """Only peers that sat in a roster with me go into the address book: anybody can announce an address."""
+        met = [peer for peer in self._members if peer in self._addresses]
+        for peer in met:
+            self._book.remember(peer, self._addresses[peer])
+        if met:
             self._book.save()
 
     def _head(self) -> Head:
@@ -281,6 +303,10 @@ class Node:
         kept = (round_ for round_ in reversed(self._learner.store.rounds()) if round_ <= chain.head.round)
         return next((round_ for round_ in kept if chain.record(round_).state_root == root), None)
 
+    def _unreachable(self, peer: PeerId) -> None:
+        self._search_now.set()
+        self._reporter.event("peer_unreachable", peer=str(peer), reason="two attempts to deliver a message failed")
+
     def _wait(self, reason: str) -> None:
         self._reporter.event("waiting", reason=reason)
 
@@ -289,6 +315,7 @@ class Node:
     def joined(self, joined: Joined) -> None:
         """In a roster."""
         self._members = joined.members
+        self._remember_members()
         self._in_a_round.set()
         if self._participant.chain is not None:
             self._learner.save_genesis(self._participant.chain)
