@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -19,13 +21,16 @@ import numpy as np
 from averaging.actions import CancelTimer, Note, Send, SetTimer
 from averaging.bulk import BulkKind, Chunk, parse
 from averaging.chain import Chain
+from averaging.cohort import Cohort
 from averaging.guard import MemoryGuard
 from averaging.layout import Layout
+from averaging.messages import AuditShares, SumHashes, Unmask, Vote
 from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
 from averaging.record import Record
 from averaging.scales import levels
 from averaging.work import Apply, Commit, Decided, FetchState, Joined, Reduce, Train, Transfer, Upload
+from dht.envelope import Envelope
 from dht.errors import ProtocolError
 from dht.identity import Identity, PeerId
 from dht.wire import digest, encode
@@ -70,6 +75,60 @@ class Peer:
         return self.participant is not None
 
 
+@lru_cache(maxsize=512)
+def _frame(message: object) -> bytes:
+    return encode(message)  # a broadcast is encoded once
+
+
+@lru_cache(maxsize=512)
+def _body(envelope: Envelope) -> object:
+    return envelope.message()
+
+
+class Watch:
+    """Reads every message that leaves an honest peer, and notes what must never be seen there."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+        self.liars: set[PeerId] = set()
+        self.broken: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self._released: dict[tuple[bytes, PeerId], Unmask] = {}
+        self._opened: dict[tuple[int, PeerId], bytes] = {}
+        self._votes: dict[Vote, set[PeerId]] = defaultdict(set)
+        self._signed: dict[bytes, set[int]] = defaultdict(set)
+
+    def sent(self, sender: PeerId, message: object) -> None:
+        """A peer sends this."""
+        self.seen[type(message).__name__] += 1
+        if isinstance(message, Vote):
+            self._votes[message].add(sender)
+        elif isinstance(message, SumHashes):
+            self._signed[message.sid].update(message.chunks)
+        if sender in self.liars:
+            return
+        if isinstance(message, Unmask):
+            self._unmask(sender, message)
+        elif isinstance(message, AuditShares):
+            missing = self._swarm.params.layout.total_chunks - len(self._signed[message.sid])
+            self._rule(missing == 0, f"{sender.short} opened its audit shares with {missing} sums unsigned")
+
+    def _unmask(self, sender: PeerId, message: Unmask) -> None:
+        cohort = self._swarm.cohort_of(sender)
+        # Which seed a share belongs to follows from the survivors' bitmap: a share of each never leaves one helper.
+        same = self._released.setdefault((message.sid, sender), message) == message
+        self._rule(same, f"{sender.short} released shares twice in one sid")
+        only = self._opened.setdefault((cohort.roster.round, sender), message.sid) == message.sid
+        self._rule(only, f"{sender.short} opened two sids of round {cohort.roster.round}")
+        votes = [voters for vote, voters in self._votes.items() if vote.survivors == message.survivors]
+        enough = any(len(voters) >= cohort.threshold for voters in votes)
+        self._rule(enough, f"{sender.short} released shares without {cohort.threshold} votes")
+
+    def _rule(self, holds: bool, text: str) -> None:
+        if not holds:
+            self.broken.append(text)
+
+
 class Swarm:
     """Peers, a virtual clock, an event queue, and faults that tests switch on."""
 
@@ -88,6 +147,10 @@ class Swarm:
         self.duplicate = 0.0
         self.blocked: set[tuple[PeerId, PeerId]] = set()
         self.on_event: Callable[[str, Peer], None] = lambda name, peer: None
+        """Called before a peer does something: train, joined, upload, ship (a chunk), resend, reduce, sum, apply,
+        commit, fetch, decided, or sends a message (by its class name). It may crash the peer."""
+        self.kinds: dict[PeerId, type[Participant]] = {}
+        self.watch = Watch(self)
         self.tamper: Callable[[PeerId, PeerId, bytes], bytes | None] = lambda a, b, frame: frame
         self.records: dict[int, dict[bytes, Record]] = {}
         self.updates: dict[tuple[bytes, PeerId], dict[int, np.ndarray[Any, Any]]] = {}
@@ -127,7 +190,7 @@ class Swarm:
         newest = max(peer.states)
         # Seeds must differ between lives of a peer, as they do when they come from the operating system.
         source = random.Random(digest("boot", bytes(peer.id), peer.life.to_bytes(4, "big"), self.run_id))
-        peer.participant = Participant(
+        peer.participant = self.kinds.get(peer.id, Participant)(
             self.params, peer.identity, peer.guard, source.randbytes, GENESIS, peer.chain, newest
         )
         self._act(peer, peer.participant.start())
@@ -171,10 +234,12 @@ class Swarm:
         for _ in range(copies):
             self.at(self.delay(sender, to), lambda: self._arrive(sender, to, changed, bulk, life))
 
-    def _arrive(self, sender: PeerId, to: PeerId, frame: bytes, bulk: bool, life: int) -> None:
+    def _arrive(self, sender: PeerId, to: PeerId, frame: bytes, bulk: bool, life: int, tries: int = 0) -> None:
         if (sender, to) in self.blocked:
             if self.peers[sender].life == life:
-                self.at(0.5, lambda: self._arrive(sender, to, frame, bulk, life))
+                self.at(0.5, lambda: self._arrive(sender, to, frame, bulk, life, tries + 1))
+                if tries == 2:
+                    self._call(self.peers[sender], lambda p: p.suspect(to))
             return
         peer = self.peers[to]
         if peer.participant is None:
@@ -188,6 +253,12 @@ class Swarm:
         except ProtocolError as error:
             self.refusals.append(error)
 
+    def cohort_of(self, peer: PeerId) -> Cohort:
+        """The cohort that a living peer works in."""
+        participant = self.peers[peer].participant
+        assert participant is not None and participant.current is not None and participant.current.cohort is not None
+        return participant.current.cohort
+
     # --- driver -------------------------------------------------------------------------------------------------
 
     def _act(self, peer: Peer, actions: Iterable[object]) -> None:
@@ -198,8 +269,12 @@ class Swarm:
 
     def _do(self, peer: Peer, action: object) -> None:
         match action:
-            case Send(to, message):
-                self.deliver(peer.id, to, encode(message))
+            case Send(to, Envelope() as message):
+                body = _body(message)
+                self.on_event(type(body).__name__, peer)
+                if peer.alive:
+                    self.watch.sent(peer.id, body)
+                    self.deliver(peer.id, to, _frame(message))
             case SetTimer(key, delay):
                 stamp = peer.timers[key] = self._count + 1
                 self._later(peer, delay, lambda: self._timer(peer, key, stamp))
@@ -323,7 +398,8 @@ class Swarm:
     # --- oracle -------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """The promises: one record per round, equal states behind it, and exact sums."""
+        """The promises: one record per round, equal states behind it, exact sums, and no share that must not leave."""
+        assert self.watch.broken == []
         for round_, found in self.records.items():
             assert len(found) == 1, f"round {round_} was decided in {len(found)} ways"
         for peer in self.peers.values():
