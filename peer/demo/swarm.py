@@ -95,8 +95,9 @@ def prepare(plan: Plan) -> Manifest:
     return manifest
 
 
-# Six processes share two cores: generous where everyone computes, short where one waits for the dead.
-DEADLINES = Deadlines(join=3.0, shares=10.0, train=60.0, upload=8.0, survivors=4.0, unmask=4.0, sums=8.0, commit=3.0)
+# The dead are waited for until training and upload are due, so these two are what a kill costs. A peer too slow for
+# them trains fewer steps.
+DEADLINES = Deadlines(join=3.0, shares=10.0, train=14.0, upload=6.0, survivors=4.0, unmask=4.0, sums=8.0, commit=3.0)
 
 
 def child_environment() -> dict[str, str]:
