@@ -20,7 +20,7 @@ from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, UnreachableError
 from dht.identity import Identity, PeerId
 from dht.transport import FrameHandler, Part, RequestHandler
-from dht.wire import decode
+from dht.wire import decode, decode_as, message_type
 from peer.config import PeerConfig
 from peer.data import TokenBatches, TokenData
 from peer.manifest import Codec, Cohort, Data, Deadlines, Manifest, Model, Run, Train
@@ -30,6 +30,7 @@ from peer.trainer import Trainer
 
 PATIENCE = 60.0
 """Seconds that a busy machine may take for what should happen at once."""
+_SEALED = message_type(Envelope).tag
 SEQUENCE, BATCH, STEPS = 16, 4, 3
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = b"starlings have no leader; each bird minds a few neighbours, and the flock turns as one. " * 40
@@ -98,10 +99,11 @@ class Network:
         return self.ports[to]
 
     def messages(self, sender: PeerId, kind: type) -> list[Any]:
-        """All messages of a class that a peer has sent."""
-        frames = [frame for peer, _, frame in self.sent if peer == sender and frame[0] < 0xF0]
-        bodies = [decode(frame).message() for frame in frames if isinstance(decode(frame), Envelope)]
-        return [body for body in bodies if isinstance(body, kind)]
+        """The different messages of a class that a peer has sent, in no order."""
+        tag = message_type(kind).tag
+        sealed = {frame for peer, _, frame in self.sent if peer == sender and frame[0] == _SEALED}
+        envelopes = [decode_as(Envelope, frame) for frame in sealed]
+        return [envelope.message() for envelope in envelopes if envelope.body[0] == tag]
 
 
 class Port:
