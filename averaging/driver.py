@@ -119,6 +119,7 @@ class Driver:
         self._sending: set[asyncio.Task[None]] = set()
         self._working = asyncio.Lock()
         self._unreachable: dict[PeerId, int] = {}
+        self._probed: set[PeerId] = set()
         self._stopped = False
         self._unmasking = b""
         self.failed: asyncio.Future[None] = self._loop.create_future()
@@ -134,8 +135,11 @@ class Driver:
         waited_for = current is not None and (
             peer in current.committee or (current.cohort is not None and peer in current.cohort.peers)
         )
-        if waited_for and not self._over and self._loop.is_running():
-            self._spawn_send(self._deliver(peer, self.participant.ping()))
+        # One probe at a time: each of its failed attempts ends a stream, too, and would ask for the next.
+        if waited_for and not self._over and peer not in self._probed and self._loop.is_running():
+            self._probed.add(peer)
+            task = self._spawn_send(self._deliver(peer, self.participant.ping()))
+            task.add_done_callback(lambda _: self._probed.discard(peer))
 
     def learned(self, peers: list[PeerId]) -> None:
         """Discovery found these peers."""
@@ -388,10 +392,11 @@ class Driver:
         task.add_done_callback(self._ended)
         return task
 
-    def _spawn_send(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn_send(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._spawn(work)
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -316,6 +316,38 @@ async def test_chunks_of_a_failed_attempt_matter_no_more(bench: Bench):
     assert len(bench.line.arrived) == 2
 
 
+async def test_a_lost_stream_is_probed_once_and_only_if_the_peer_counts(bench: Bench):
+    bench.script.ping = lambda: envelope(1)  # type: ignore[attr-defined]
+    bench.driver.check(OTHER)  # no round: nobody counts
+    bench.script.current = SimpleNamespace(committee=(OTHER,), cohort=None)
+    bench.driver.check(THIRD)
+    assert not bench.driver._tasks
+    bench.script.current.cohort = SimpleNamespace(peers=(THIRD,), certified=None)
+    bench.driver.check(THIRD)
+    await bench.settle()
+    assert bench.line.arrived == [(THIRD, encode(envelope(1)), False)]
+
+    # A host says of every failed attempt, also a probe's, that a stream was lost: that must not breed probes.
+    send, running = bench.line.send, []
+
+    async def failing(to: PeerId, parts: Sequence[Any], *, bulk: bool = False) -> None:
+        bench.driver.check(to)
+        running.append(len(bench.driver._sending))
+        await send(to, parts, bulk=bulk)
+
+    bench.line.send = failing  # type: ignore[method-assign]
+    bench.line.dead.add(OTHER)
+    bench.driver.check(OTHER)
+    await until(lambda: len(bench.line.tried) >= 10)
+    assert set(running) == {1}
+    assert ("suspect", OTHER) in bench.script.calls
+    bench.line.dead.clear()
+    await bench.settle()
+    bench.driver.check(OTHER)  # and the next loss is looked into again
+    await bench.settle()
+    assert len(bench.line.arrived) == 3
+
+
 # --- timers -------------------------------------------------------------------------------------------------------
 
 
