@@ -77,7 +77,10 @@ class CurrentRound:
         if self.convening is not None:
             return []
         if self._guard.has_opened(self.params.run, self.number) is not None:
-            return []  # one opening per round: before a restart, shares were released for a sum with this update
+            # One opening per round: before a restart, shares were released for a sum with this update. If the others
+            # cannot finish without me, the round must not wait for me either.
+            limits = self.params.deadlines
+            return self._track([SetTimer(("give-up", self.number, 0), limits.unmask + 2 * limits.sums + limits.commit)])
         self.convening = Convening(
             self.params,
             self._identity,
