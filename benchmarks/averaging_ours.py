@@ -72,7 +72,7 @@ class BenchmarkWork:
         self._expected = np.load(spec.expected)
         self._encoder: Encoder | None = None
         self._dither = b""
-        self._root = _GENESIS
+        self._root = self._next = _GENESIS
         self.released = asyncio.Event()
         self.moments: dict[str, float] = {}
         self.wrong = 1.0
@@ -110,8 +110,8 @@ class BenchmarkWork:
         mean = await asyncio.to_thread(self._decode, cohort)
         self.moments["decoded"] = time.monotonic()
         self.wrong = float((np.abs(mean[::SAMPLE] - self._expected) > 2 * CLIP / self._levels(cohort)).mean())
-        self._root = digest("benchmark-state", self._root, cohort.sums.root())
-        return self._root, 2.0
+        self._next = digest("benchmark-state", self._root, cohort.sums.root())
+        return self._next, 2.0
 
     def _levels(self, cohort: Cohort) -> int:
         return int(self._codec(Decoder, cohort).levels)
@@ -127,12 +127,16 @@ class BenchmarkWork:
             return mean[: self._layout.parameters]
 
     async def commit(self, record: Record, chain: Chain, cohort: Cohort) -> None:
-        """Nothing to adopt."""
+        """Become what `apply` announced."""
+        self._root = self._next
 
     async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
-        """A benchmark in which a peer falls behind is void."""
-        self._pipe.send(("error", f"this peer fell behind at round {record.round}"))
-        return False
+        """The others decided and told me of it before I was through: adopt my own result, as a learner does."""
+        if record.state_root != self._next:
+            self._pipe.send(("error", f"this peer missed round {record.round}"))
+            return False
+        self._root = self._next
+        return True
 
 
 class BenchmarkObserver:
@@ -150,11 +154,13 @@ class BenchmarkObserver:
 
     def decided(self, decided: Decided, cohort: Cohort | None) -> None:
         """The committee's certificate is here."""
-        if decided.record.round and not self.decision.done():
-            self.decision.set_result(time.monotonic() if decided.included and not decided.record.lost_chunks else -1.0)
+        if decided.record.round and not self.decision.done() and decided.included and not decided.record.lost_chunks:
+            self.decision.set_result(time.monotonic())
 
     def settled(self, round_: int) -> None:
-        """Not used."""
+        """The state is adopted: at the latest now the certificate is here."""
+        if round_ and not self.decision.done():
+            self.decision.set_result(time.monotonic())
 
     def note(self, text: str, peer: PeerId | None) -> None:
         """Kept for the error message, should the swarm stop."""
