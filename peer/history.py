@@ -13,10 +13,24 @@ from dht.wire import decode_as, encode
 from peer.store import StoredRound
 
 
+class ChainFrames:
+    """The frames of one run's growing chain, each encoded once: a long run must not pay for its past every round."""
+
+    def __init__(self) -> None:
+        self._frames: list[bytes] = []
+
+    def up_to(self, chain: Chain, last: int) -> list[bytes]:
+        """The chain up to round `last` for the store: the founding envelope, then records with certificates."""
+        if not self._frames:
+            self._frames.append(encode(chain.founding))
+        for round_ in range(len(self._frames), last + 1):
+            self._frames.append(encode(Decision(*(encode(part) for part in chain.link(round_)))))
+        return self._frames[: last + 1]
+
+
 def chain_frames(chain: Chain, last: int) -> list[bytes]:
-    """The chain up to round `last` as frames for the store: the founding envelope, then records with certificates."""
-    decisions = (chain.decision(round_) for round_ in range(1, last + 1))
-    return [encode(chain.founding), *(encode(decision) for decision in decisions if decision is not None)]
+    """`ChainFrames.up_to` for who needs it once."""
+    return ChainFrames().up_to(chain, last)
 
 
 def open_chain(frames: Sequence[bytes], run: bytes, founder: PeerId) -> Chain:

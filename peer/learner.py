@@ -37,7 +37,7 @@ from dht.transport import Transport
 from dht.wire import digest
 from peer.catch_up import CatchUp, Haul
 from peer.data import TokenData
-from peer.history import chain_frames
+from peer.history import ChainFrames
 from peer.manifest import Manifest
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
@@ -98,6 +98,7 @@ class Learner:
         self._sent: _Sent | None = None
         self._trailer = pack(self._statistics)
         self._prepared: Prepared | None = None
+        self._frames = ChainFrames()
         self._stop_training = False
         self._one_at_a_time = threading.Lock()
         self.haul: Haul | None = None
@@ -106,6 +107,7 @@ class Learner:
         self.total_tokens = 0
         self.round = 0
         trainer.set_parameters(state.parameters)
+        state.release()
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Do work in a thread, alone: the thread of a cancelled task goes on, and whoever comes next waits for it."""
@@ -156,6 +158,7 @@ class Learner:
             self._residual += self.state.parameters
             self._residual -= self._trainer.local()
             self._folded = True
+            self.state.release()
 
     def _unfold(self) -> None:
         """Take the local progress out again: the round was void, and training goes on from where it was."""
@@ -163,6 +166,7 @@ class Learner:
             self._residual -= self.state.parameters
             self._residual += self._trainer.local()
             self._folded = False
+            self.state.release()  # not read again until the sums are in
 
     async def evaluate(self) -> float | None:
         """Loss of the certified parameters on held-out text, nats per token; None without such text."""
@@ -308,10 +312,11 @@ class Learner:
 
     def _adopted(self, record: Record, chain: Chain) -> None:
         """Save the certified state, then my own training; start the next local steps from it."""
-        frames = chain_frames(chain, record.round)
+        frames = self._frames.up_to(chain, record.round)
         self.store.save(record.round, record.state_root, self.state.leaves(), self.state.chunks(), frames)
         self._trainer.set_parameters(self.state.parameters)
         self._folded = False
+        self.state.release()
         self._prepared = None
         self.round = record.round
         self.save_local()
@@ -341,7 +346,7 @@ class Learner:
     def save_genesis(self, chain: Chain) -> None:
         """Store the founding's state, which I hold, so that who starts from other first weights can fetch it."""
         if not self.store.rounds() and self.state.root() == chain.record(0).state_root:
-            frames = chain_frames(chain, 0)
+            frames = self._frames.up_to(chain, 0)
             self.store.save(0, self.state.root(), self.state.leaves(), self.state.chunks(), frames)
 
     async def leave(self) -> None:

@@ -143,6 +143,7 @@ def _assemble(
         chain, state = None, CanonicalState.genesis(schema, trainer.local().copy(), manifest.first_clip)
     else:
         chain, state = open_chain(stored.frames, manifest.run_id, manifest.founder), store.load_state(stored)
+    state.page_out(store.folder)
     learner = Learner(manifest, params, identity.peer_id, trainer, state, store, heldout, host)
     if stored is not None:
         learner.load_local(stored.round)
