@@ -19,8 +19,9 @@ from peer.manifest import Cohort, Deadlines, Manifest, Train
 Report = Callable[[str, Mapping[str, Any]], None]
 BATCH_SIZE = 8
 SEQUENCE_LENGTH = 128
+ROUNDS = 11
 LOCAL_STEPS = 10
-KILL_IN_ROUND = 3
+KILL_IN_ROUND = 2
 STARTUP_SECONDS = 120.0
 SWARM_SECONDS = 600.0
 STOP_SECONDS = 5.0
@@ -42,7 +43,7 @@ class Plan:
 
     folder: Path
     peers: int = 6
-    rounds: int = 12
+    rounds: int = ROUNDS
     local_steps: int = LOCAL_STEPS
     names: tuple[str, ...] = field(init=False)
 
