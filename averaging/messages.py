@@ -114,7 +114,7 @@ class Survivors:
     view: U16
     survivors: Bitmap
     reducers: Bitmap
-    receipts: Annotated[tuple[Annotated[bytes, Length(64, 1024)], ...], Count(1, MAX_MEMBERS)]
+    receipts: Annotated[tuple[Annotated[bytes, Length(64, 512)], ...], Count(1, MAX_MEMBERS)]
 
 
 @message(tag=0x19, cap=256)
