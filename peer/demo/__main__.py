@@ -36,7 +36,9 @@ def arguments() -> argparse.Namespace:
     """Flags of the demo."""
     parser = argparse.ArgumentParser(prog="python -m peer.demo", description=__doc__)
     parser.add_argument("--peers", type=int, default=6, help=f"how many, at least {MIN_PEERS} (default 6)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how many, at least {MIN_ROUNDS} (default {ROUNDS})")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"how many, at least {MIN_ROUNDS} (default {ROUNDS})"
+    )
     parser.add_argument("--steps", type=int, default=LOCAL_STEPS, help=f"per round (default {LOCAL_STEPS})")
     parser.add_argument("--keep", action="store_true", help="keep the folder with everybody's state and logs")
     parser.add_argument("--json", action="store_true", help="summary as JSON on stdout, progress on stderr")
