@@ -11,9 +11,12 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("dht", "averaging", "ledger", "peer", "bootstrap")
@@ -146,15 +149,34 @@ def test_commands_start_without_heavy_imports(script: str):
     assert json.loads(run.stdout) == []
 
 
-def test_the_pinned_environment_satisfies_the_declared_ranges():
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {dotted.split(".")[0] for dotted in names}
 
+
+def declared(*extras: str) -> list[Requirement]:
+    optional = PROJECT["project"]["optional-dependencies"]
+    return [
+        Requirement(line)
+        for lines in (PROJECT["project"]["dependencies"], *map(optional.get, extras))
+        for line in lines
+    ]
+
+
+def test_every_third_party_import_is_declared_and_every_declaration_is_used():
+    owners = {module: set(map(canonicalize_name, names)) for module, names in metadata.packages_distributions().items()}
+    outside = set().union(*map(imported, python_files(*PACKAGES))) - set(PACKAGES) - set(sys.stdlib_module_names)
+    used = set().union(*(owners.get(module, {module}) for module in outside))
+    assert used == {canonicalize_name(requirement.name) for requirement in declared("data", "bnb")}
+
+
+def test_the_pinned_environment_satisfies_the_declared_ranges():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(pin): version for pin, version in (line.split("==") for line in lines)}
     assert pins["torch"] == "2.13.0"  # no local suffix: every index must be able to serve it
-    extras = PROJECT["project"]["optional-dependencies"].values()
-    for declared in [*PROJECT["project"]["dependencies"], *(one for extra in extras for one in extra)]:
-        requirement = Requirement(declared)
+    for requirement in declared("data", "bnb", "dev"):
         pinned = pins[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(pinned), f"{declared}, but {pinned} is pinned"
+        assert requirement.specifier.contains(pinned), f"{requirement}, but {pinned} is pinned"
