@@ -33,13 +33,6 @@ class Reporter(Protocol):
         ...
 
 
-class Silent:
-    """Reports nothing."""
-
-    def event(self, name: str, /, **fields: object) -> None:
-        """Ignore the event."""
-
-
 class Tee:
     """Hands every event to several reporters, in order."""
 
@@ -83,6 +76,18 @@ class LineReporter:
             write_line(self.stream, line)
 
 
+class ErrorReporter:
+    """Errors as lines, and nothing else."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._lines = LineReporter(stream)
+
+    def event(self, name: str, /, **fields: object) -> None:
+        """Write one line if it is an error."""
+        if name == "error":
+            self._lines.event(name, **fields)
+
+
 def describe(name: str, fields: Mapping[str, object], last_loss: float | None = None) -> str:
     """An event in words, or "" for those not worth a line. `last_loss` is the round's before, for the difference."""
     get = fields.get
@@ -92,10 +97,12 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
             addresses = items(get("addresses"))
             lines += [f"  listening on {address}" for address in addresses]
             if addresses:
-                lines.append(f"  others join with: run-peer --run run.toml --bootstrap {addresses[0]} --data TEXT")
+                reachable = [address for address in addresses if "/127." not in str(address)]
+                where = (reachable or addresses)[0]
+                lines.append(f"  others join with: run-peer --run run.toml --bootstrap {where} --data TEXT")
             return "\n".join(lines)
         case "bootstrap":
-            return f"  bootstrap {get('verdict')}"
+            return f"  bootstrap {get('address')}: {get('verdict')}"
         case "waiting":
             return f"waiting: {get('reason')}"
         case "joined":

@@ -20,7 +20,7 @@ from dht.errors import RoundError, StorageError
 from dht.identity import Identity
 from dht.lock import FolderLock
 from peer.config import PeerConfig
-from peer.events import JsonReporter, LineReporter, Reporter, Silent, Tee
+from peer.events import ErrorReporter, JsonReporter, LineReporter, Reporter, Tee
 from peer.live import LiveReporter
 from peer.status import MetricsServer, StatusReporter
 
@@ -61,7 +61,7 @@ def reporting(config: PeerConfig) -> Iterator[Reporter]:
         if config.json:
             shown = JsonReporter()
         elif config.quiet:
-            shown = Silent()
+            shown = ErrorReporter()
         elif sys.stderr.isatty():
             shown = resources.enter_context(LiveReporter())
         else:

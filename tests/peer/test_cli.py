@@ -171,6 +171,11 @@ def test_errors_of_the_node_set_the_exit_code(folder: Path) -> None:
     assert json.loads((folder / "data" / "status.json").read_text())["state"] == "failed"
 
 
+def test_quiet_still_tells_errors(folder: Path) -> None:
+    node = "from dht.errors import UnreachableError; raise UnreachableError('nobody', remedy='wait')"
+    assert finish(start("--quiet", node=node))[1:] == ("", "error [MUR-300] nobody (wait)\n")
+
+
 def test_a_crash_is_70_and_its_traceback_is_in_the_log(folder: Path) -> None:
     code, out, _ = finish(start("--json", node="raise ZeroDivisionError('oops')"))
     assert code == MurmurationError.exit_code == 70

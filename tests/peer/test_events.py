@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dht.identity import Identity
-from peer.events import JsonReporter, LineReporter, Silent, Tee, describe, plain
+from peer.events import JsonReporter, LineReporter, Tee, describe, plain
 
 ROUND = {
     "round": 42,
@@ -86,15 +86,19 @@ def test_a_void_round_says_that_nothing_changed_and_keeps_the_last_loss() -> Non
 
 def test_the_first_lines_say_who_where_and_what_next() -> None:
     address = "/ip4/192.0.2.1/tcp/1/p2p/16Uiu2"
-    verdict = {"address": address, "verdict": f"{address}: refused"}
+    verdict = {"address": address, "verdict": "refused"}
     shown = "\n".join(
         lines(
-            ("started", {"peer": "16Uiu2", "run": "9a" * 32, "addresses": [address], "round": 0}),
+            (
+                "started",
+                {"peer": "16Uiu2", "run": "9a" * 32, "addresses": ["/ip4/127.0.0.1/tcp/1", address], "round": 0},
+            ),
             ("bootstrap", verdict),
         )
     )
     assert shown.splitlines() == [
         "peer 16Uiu2 · run 9a9a9a9a… · round 0",
+        "  listening on /ip4/127.0.0.1/tcp/1",
         f"  listening on {address}",
         f"  others join with: run-peer --run run.toml --bootstrap {address} --data TEXT",
         f"  bootstrap {address}: refused",
@@ -127,5 +131,5 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 def test_tee_hands_to_all_and_a_field_may_be_called_name() -> None:
     one, two = io.StringIO(), io.StringIO()
-    Tee(JsonReporter(one), Silent(), JsonReporter(two)).event("started", name="x")
+    Tee(JsonReporter(one), JsonReporter(two)).event("started", name="x")
     assert json.loads(one.getvalue())["name"] == json.loads(two.getvalue())["name"] == "x"
