@@ -8,93 +8,35 @@ role spread over the members.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
-from averaging.auditing import Audit
 from averaging.bulk import BulkKind, Chunk
-from averaging.dealing import Dealing, Seed
-from averaging.guard import Guard
-from averaging.keys import MemberSecrets, pair_key, self_key
-from averaging.masking import Masker
+from averaging.collecting import Collecting, Failed
+from averaging.dealing import Seed
 from averaging.messages import (
     AuditShares,
     Manifest,
     Missing,
     Ready,
     Receipt,
-    Shares,
     SumHashes,
-    Survivors,
     Unmask,
-    Vote,
 )
-from averaging.params import RunParams, threshold, tolerated
-from averaging.reducing import Duties, Inputs, Opening
-from averaging.roster import CheckedRoster
-from averaging.sums import Sums
-from averaging.survivors import Certified, SurvivorCertificate, bitmap, vote_digest
+from averaging.params import tolerated
+from averaging.reducing import Opening
+from averaging.survivors import bitmap, vote_digest
 from averaging.work import CohortAction, Reduce, Transfer, Upload
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
-from dht.identity import Identity, PeerId
+from dht.identity import PeerId
 from dht.transport import Part
 from dht.wire import encode
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The attempt cannot give a sum. `opened`: shares were released, so this round gets no other attempt from me."""
-
-    reason: str
-    opened: bool
-    laggards: tuple[PeerId, ...]
-
-
-class Cohort:
+class Cohort(Collecting):
     """One member's part in one sid."""
-
-    def __init__(
-        self,
-        params: RunParams,
-        identity: Identity,
-        roster: CheckedRoster,
-        secrets: MemberSecrets,
-        guard: Guard,
-        urandom: Callable[[int], bytes],
-    ) -> None:
-        self.params, self.roster, self.sid = params, roster, roster.sid
-        self._identity, self._guard = identity, guard
-        self.peers = roster.peers
-        self.me = self.peers.index(identity.peer_id)
-        count = len(self.peers)
-        self.threshold = threshold(count)
-        self.layout = params.layout
-        copies = min(params.reducer_copies, tolerated(count))
-        self.duties = Duties(self.layout.reducers(count), count, copies)
-        self._dealing = Dealing(roster, self.me, secrets, self.threshold, urandom)
-        self._masker = self._make_masker(secrets)
-        self.r3 = SurvivorCertificate(params.run, roster, self.threshold)
-        self.inputs = Inputs(self.layout, self.duties, self.me)
-        self.sums = Sums(self.layout, self.duties, self._counts)
-        self._audit = Audit(self.sid, self._dealing, self.threshold)
-        self._ready: dict[int, bytes] = {}
-        self._unmasks: dict[int, Unmask] = {}
-        self._masked: dict[int, tuple[Part, bytes]] = {}
-        self._suspects: set[int] = set()
-        self._done: set[str] = set()
-        self._stood_in: set[int] = set()
-        self._late: list[tuple[int, Chunk]] = []
-        self._asked: dict[int, int] = {}
-        self._turn = 0
-        self.opening: Opening | None = None
-        self.certified: Certified | None = None
-        self.tokens: int | None = None
-        self.failed: Failed | None = None
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -168,10 +110,6 @@ class Cohort:
             actions += self._stand_in((member,)) + self._advance()
         return actions
 
-    def is_ready(self, peer: PeerId) -> bool:
-        """Whether a member said that it holds everybody's shares."""
-        return peer in self.peers and self.peers.index(peer) in self._ready
-
     def trust(self, peer: PeerId) -> None:
         """The peer was heard again."""
         if peer in self.peers:
@@ -191,17 +129,7 @@ class Cohort:
         """Take a bulk chunk of this sid. Raises ProtocolError when it is refused."""
         if sender not in self.peers:
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} is not in this cohort")
-        member = self.peers.index(sender)
-        if chunk.kind is BulkKind.SUM:
-            self.sums.add(chunk.index, chunk.member, chunk.data, from_author=chunk.member == member)
-        elif chunk.member != member:
-            raise ProtocolError(Refusal.WRONG_SENDER, f"a masked chunk of member {chunk.member}")
-        elif "receipt" not in self._done:
-            if not self.inputs.expected(member, chunk.index):
-                raise ProtocolError(Refusal.UNEXPECTED, f"chunk {chunk.index} is not mine to reduce")
-            self.inputs.add(member, chunk.index, chunk.data)
-        else:
-            self._take_late(member, chunk)
+        self._collect_chunk(self.peers.index(sender), chunk)
         return self._advance()
 
     def timeout(self, key: TimerKey) -> list[CohortAction]:
@@ -219,47 +147,6 @@ class Cohort:
         if name == "sums" and self.certified and not self.sums.complete:
             return self._late_sums(turn)
         return []
-
-    # --- collecting ---------------------------------------------------------------------------------------------
-
-    def _collect(self, sender: int, message: object, frame: bytes) -> None:
-        if isinstance(message, Shares):
-            self._dealing.receive(sender, message)
-        elif isinstance(message, Ready):
-            if self._ready.setdefault(sender, message.commitments) != message.commitments:
-                raise ProtocolError(Refusal.EQUIVOCATION, "ready for two sets of shares")
-        elif isinstance(message, Manifest):
-            if len(message.hashes) != self.layout.total_chunks or not 1 <= message.tokens <= self.params.weight_cap:
-                raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a manifest of another size or weight")
-            self.r3.add_manifest(sender, message, frame)
-        elif isinstance(message, Receipt):
-            self.r3.add_receipt(sender, message, frame)
-        elif isinstance(message, Survivors):
-            self.r3.add_proposal(sender, message)
-        elif isinstance(message, Vote):
-            self.r3.add_vote(sender, message)
-        elif isinstance(message, Unmask):
-            if self._unmasks.setdefault(sender, message) != message:
-                raise ProtocolError(Refusal.EQUIVOCATION, "two sets of shares")
-        elif isinstance(message, SumHashes):
-            self.sums.add_hashes(sender, message, frame)
-        elif isinstance(message, AuditShares):
-            self._audit.add(sender, message)
-        elif not isinstance(message, Missing):
-            raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} in a cohort")
-
-    def _take_late(self, member: int, chunk: Chunk) -> None:
-        """After my receipt only a survivor's resend to the stand-in of a dead reducer is taken, if it is the same."""
-        waiting = sum(other == member for other, _ in self._late)
-        if self.certified is None and waiting < len(self.duties.of(member)) + len(self.duties.of(self.me)) + 1:
-            self._late.append((member, chunk))  # the sender has the certificate already; mine is on its way
-            return
-        if self.certified is None or member not in self.certified.survivors:
-            raise ProtocolError(Refusal.STALE, f"chunk {chunk.index} came after my receipt")
-        manifest = self.r3.manifests[member][0]
-        if not 0 <= chunk.index < len(manifest.hashes) or self.sums.hash(chunk.data) != manifest.hashes[chunk.index]:
-            raise ProtocolError(Refusal.BAD_HASH, f"chunk {chunk.index} differs from its manifest")
-        self.inputs.add(member, chunk.index, chunk.data)
 
     # --- steps --------------------------------------------------------------------------------------------------
 
@@ -284,10 +171,16 @@ class Cohort:
                 self._step_audit,
             ):
                 actions += step()
+                if self._over:
+                    break  # nothing more leaves an attempt that has failed
         except ProtocolError as error:
             # Only a fault that ends the attempt for everybody surfaces here (a dealer whose seed does not open).
             actions += self._fail(str(error))
         return actions
+
+    @property
+    def _over(self) -> bool:
+        return self.failed is not None
 
     def _once(self, name: str, condition: bool) -> bool:
         if name in self._done or not condition:
@@ -467,13 +360,6 @@ class Cohort:
 
     # --- when a reducer dies ------------------------------------------------------------------------------------
 
-    def _counts(self, author: int, chunk: int) -> bool:
-        """Its reducer's sum of a chunk counts; another certified reducer's only when that one is gone or late."""
-        live = self.certified.reducers if self.certified else ()
-        reducer = self.duties.reducers[chunk]
-        gone = reducer not in live or reducer in self._suspects or "sums-late" in self._done
-        return author in live and (author == reducer or gone)
-
     def _late_sums(self, turn: int) -> list[CohortAction]:
         self._done.add("sums-late")
         missing = self.sums.missing
@@ -529,14 +415,6 @@ class Cohort:
         return [*hashes, Transfer(self.sid, BulkKind.SUM, have, (sender,))] if have else []
 
     # --- small change -------------------------------------------------------------------------------------------
-
-    def _make_masker(self, secrets: MemberSecrets) -> Masker:
-        keys = {
-            j: pair_key(secrets.mask_private, member.join.mask_key, self.sid, self.me, j)
-            for j, member in enumerate(self.roster.members)
-            if j != self.me
-        }
-        return Masker(self.sid, self.me, self_key(secrets.b, self.sid), keys)
 
     def _key(self, name: str, turn: int = 0) -> TimerKey:
         return (name, self.roster.round, self.roster.attempt << 8 | turn)

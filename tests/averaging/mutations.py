@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from averaging import cohort, convening, dealing, keys, masking, reducing
+from averaging import collecting, convening, dealing, keys, masking, reducing
 from averaging.bulk import BulkKind, Chunk
 from averaging.cohort import Cohort
 from averaging.guard import SqliteGuard
@@ -138,7 +138,7 @@ def old_keys() -> AbstractContextManager[None]:
     def pair(private: bytes, public: bytes, sid: bytes, i: int, j: int) -> bytes:
         return keys.hkdf(bytes([min(i, j), max(i, j)]), b"", b"pair", keys.MASK_KEY_BYTES)
 
-    return _patched((cohort, "pair_key", pair), (reducing, "pair_key", pair))
+    return _patched((collecting, "pair_key", pair), (reducing, "pair_key", pair))
 
 
 def early_audit() -> AbstractContextManager[None]:
