@@ -31,7 +31,11 @@ ROUND = {
 
 
 def test_rounds_add_up() -> None:
-    snapshot = Snapshot().apply("round", ROUND, 1.0).apply("round", {**ROUND, "round": 8, "heldout_loss": 3.4, "tokens": 200}, 2.0)
+    snapshot = (
+        Snapshot()
+        .apply("round", ROUND, 1.0)
+        .apply("round", {**ROUND, "round": 8, "heldout_loss": 3.4, "tokens": 200}, 2.0)
+    )
     assert (snapshot.round, snapshot.rounds, snapshot.tokens) == (8, 2, 200)
     assert (snapshot.bytes_up, snapshot.bytes_down) == (20, 40)
     assert snapshot.seconds == {"train": 2.0, "aggregate": 1.0, "wait": 0.5}
