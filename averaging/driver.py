@@ -145,12 +145,12 @@ class Driver:
         """Discovery found these peers."""
         self._feed(lambda: self.participant.learned(peers))
 
-    def run_alone(self, work: Coroutine[Any, Any, None]) -> None:
+    def run_alone(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run some work of the observer while no other work of the learner runs; it waits its turn."""
 
         async def job() -> None:
             async with self._working:
-                await work
+                await work()
 
         self._spawn(job())
 

@@ -356,7 +356,7 @@ class Node:
                 donors=[str(peer) for peer in haul.donors],
             )
         assert self._driver is not None
-        self._driver.run_alone(self._measure(round_))
+        self._driver.run_alone(lambda: self._measure(round_))
 
     async def _measure(self, round_: int) -> None:
         self._report_round(round_, await self._learner.evaluate())

@@ -120,6 +120,8 @@ class StateStore:
             except MurmurationError as error:
                 log.warning("the state of round %d on disk is not certified (%s): trying an older one", number, error)
                 continue
+            with storage_errors(self.folder):
+                self._prune()  # a writer that is killed again and again never gets to its own clearing up
             return found
         return None
 

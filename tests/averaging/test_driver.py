@@ -475,7 +475,7 @@ async def test_work_of_the_observer_waits_its_turn(bench: Bench):
     bench.work.gates["train"] = asyncio.Event()
     bench.do(Train(1))
     await until(lambda: bool(bench.work.did))
-    bench.driver.run_alone(bench.work._do("measure"))
+    bench.driver.run_alone(lambda: bench.work._do("measure"))
     bench.do(Train(1))
     for _ in range(10):
         await asyncio.sleep(0)
