@@ -1,0 +1,232 @@
+"""How an attempt finds its members, whoever is late, gone, hostile or restarted."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from averaging.actions import Note, Send, SetTimer
+from averaging.convening import ANOTHER_HEAD, LAGGARD, NOT_CONVENER, SIGNED, WAITING, Convening
+from averaging.guard import MemoryGuard
+from averaging.messages import Closed, Join, Roster
+from averaging.roster import convener
+from dht.envelope import seal
+from dht.errors import ProtocolError, Refusal
+from dht.identity import PeerId
+from dht.wire import encode
+from tests.averaging.cohort_net import HEAD, RUN, identity, small_params
+
+N = 8
+COMMITTEE = tuple(sorted(identity(i).peer_id for i in range(N)))
+KEYS = {identity(i).peer_id: identity(i) for i in range(20)}
+PARAMS = small_params(N)
+FIRST, SECOND, THIRD = (convener(HEAD, COMMITTEE, k) for k in range(3))
+OTHERS = [peer for peer in COMMITTEE if peer not in (FIRST, SECOND, THIRD)]
+
+
+def machine(peer: PeerId, guard: MemoryGuard | None = None, gone=(), life: int = 0) -> Convening:
+    source = random.Random(f"{peer!r} {life}").randbytes
+    return Convening(PARAMS, KEYS[peer], 1, HEAD, COMMITTEE, guard or MemoryGuard(), source, gone)
+
+
+def sent(actions, cls) -> list[tuple[PeerId, object]]:
+    found = [(a.to, a.message.message()) for a in actions if isinstance(a, Send)]
+    return [(to, message) for to, message in found if isinstance(message, cls)]
+
+
+def notes(actions) -> list[str]:
+    return [action.text for action in actions if isinstance(action, Note)]
+
+
+def join_of(peer: PeerId, attempt: int = 0, missing=(), life: int = 0):
+    joiner = machine(peer, life=life)
+    joiner.begin(attempt, 100, missing)
+    return joiner._join
+
+
+def feed(host: Convening, peers, attempt: int = 0, missing=()) -> list:
+    actions = []
+    for peer in peers:
+        envelope = join_of(peer, attempt, missing)
+        actions += host.receive_join(peer, envelope, envelope.message())
+    return actions
+
+
+def convene(peers, gone=()) -> tuple[Convening, list]:
+    host = machine(FIRST, gone=gone)
+    host.begin(0, 100)
+    return host, feed(host, peers)
+
+
+def rest(*without: PeerId) -> list[PeerId]:
+    return [peer for peer in COMMITTEE if peer not in (FIRST, *without)]
+
+
+def test_a_roster_is_signed_as_soon_as_all_have_joined():
+    _, actions = convene(rest())
+    rosters = sent(actions, Roster)
+    assert [to for to, _ in rosters] and {to for to, _ in rosters} == set(COMMITTEE)
+    assert len({roster for _, roster in rosters}) == 1
+
+
+def test_it_waits_for_the_committee_and_no_longer_than_its_window():
+    late = OTHERS[0]
+    host, actions = convene(rest(late))
+    assert sent(actions, Roster) == []
+    closing = host.timeout(("join", 1, 0))
+    assert {to for to, _ in sent(closing, Roster)} == set(COMMITTEE) - {late}
+    envelope = join_of(late)
+    answer = sent(host.receive_join(late, envelope, envelope.message()), Closed)
+    assert [(to, closed.reason, closed.attempt) for to, closed in answer] == [(late, SIGNED, 1)]
+
+
+def test_it_does_not_wait_for_who_is_gone():
+    _, actions = convene(rest(OTHERS[0]), gone=[OTHERS[0]])
+    assert len(sent(actions, Roster)) == N - 1
+    host, actions = convene(rest(OTHERS[0]))
+    assert sent(host.suspect(OTHERS[0]), Roster)
+
+
+def test_it_waits_a_window_for_a_newcomer():
+    newcomer = identity(12).peer_id
+    host = machine(FIRST)
+    host.newcomers.add(newcomer)
+    host.begin(0, 100)
+    assert sent(feed(host, rest()), Roster) == []
+    envelope = join_of(newcomer)
+    rosters = sent(host.receive_join(newcomer, envelope, envelope.message()), Roster)
+    assert newcomer in {to for to, _ in rosters}
+
+
+def test_too_few_wait_and_are_told_so():
+    host, _ = convene(OTHERS[:4])
+    actions = host.timeout(("join", 1, 0))
+    assert sent(actions, Roster) == []
+    assert notes(actions) == ["5 of 6 peers joined; the round waits"]
+    assert {(to, closed.reason) for to, closed in sent(actions, Closed)} == {(peer, WAITING) for peer in OTHERS[:4]}
+    assert any(isinstance(action, SetTimer) and action.key == ("join", 1, 0) for action in actions)
+
+
+def test_joins_that_come_before_the_conveners_own_turn_do_not_keep_its_window_shut():
+    """The next convener may hear of a failed attempt last: its window opens when it begins, whoever came before."""
+    host = machine(SECOND)
+    host.begin(0, 100)
+    early = [peer for peer in COMMITTEE if peer not in (SECOND, FIRST, OTHERS[0])]
+    feed(host, early, attempt=1)
+    actions = host.begin(1, 100)
+    assert any(isinstance(action, SetTimer) and action.key == ("join", 1, 1) for action in actions)
+    assert {to for to, _ in sent(host.timeout(("join", 1, 1)), Roster)} == {SECOND, *early}
+
+
+@pytest.mark.parametrize(
+    ("attempt", "head", "reason"), [(0, bytes(32), ANOTHER_HEAD), (1, HEAD, NOT_CONVENER), (0, HEAD, None)]
+)
+def test_why_a_join_cannot_be_used(attempt, head, reason):
+    host = machine(FIRST)
+    host.begin(0, 100)
+    peer = OTHERS[0]
+    message = join_of(peer, attempt).message()
+    changed = Join(*(head if name == "head" else getattr(message, name) for name in message.__slots__))
+    actions = host.receive_join(peer, seal(KEYS[peer], RUN, 1, changed), changed)
+    assert [closed.reason for _, closed in sent(actions, Closed)] == ([] if reason is None else [reason])
+
+
+def test_a_join_far_ahead_is_refused():
+    host = machine(FIRST)
+    host.begin(0, 100)
+    envelope = join_of(OTHERS[0], attempt=N * 9)
+    with pytest.raises(ProtocolError) as caught:
+        host.receive_join(OTHERS[0], envelope, envelope.message())
+    assert caught.value.refusal is Refusal.OUT_OF_BOUNDS
+
+
+def test_the_newest_join_of_a_peer_that_restarted_counts():
+    host, _ = convene(rest(OTHERS[0], OTHERS[1]))
+    for life in (0, 1):
+        envelope = join_of(OTHERS[0], life=life)
+        host.receive_join(OTHERS[0], envelope, envelope.message())
+    (roster, *_) = [roster for _, roster in sent(feed(host, [OTHERS[1]]), Roster)]
+    assert encode(join_of(OTHERS[0], life=1)) in roster.joins
+    assert encode(join_of(OTHERS[0], life=0)) not in roster.joins
+
+
+def test_a_convener_that_restarts_signs_no_second_roster():
+    guard = MemoryGuard()
+    host = machine(FIRST, guard)
+    host.begin(0, 100)
+    assert sent(feed(host, rest()), Roster)
+    again = machine(FIRST, guard, life=1)
+    again.begin(0, 100)
+    actions = feed(again, rest())
+    assert sent(actions, Roster) == []
+    assert {closed.reason for _, closed in sent(actions, Closed)} == {SIGNED}
+    assert again.attempt == 1
+
+
+def test_a_laggard_that_most_name_is_left_out_and_told():
+    host = machine(SECOND)
+    host.begin(1, 100, (OTHERS[0],))
+    actions = feed(host, [p for p in COMMITTEE if p not in (SECOND, OTHERS[0])], attempt=1, missing=(OTHERS[0],))
+    actions += feed(host, [OTHERS[0]], attempt=1)
+    assert OTHERS[0] not in {to for to, _ in sent(actions, Roster)}
+    assert len(sent(actions, Roster)) == 0  # it is in the committee, so its window stays open for it
+    closing = host.timeout(("join", 1, 1))
+    assert {to for to, _ in sent(closing, Roster)} == set(COMMITTEE) - {OTHERS[0]}
+    assert [(to, closed.reason) for to, closed in sent(closing, Closed)] == [(OTHERS[0], LAGGARD)]
+
+
+def test_no_more_are_left_out_than_can_be_spared():
+    """Everybody names the same five; without them there would be no quorum, so only two stay out."""
+    named = tuple(OTHERS)
+    host = machine(SECOND)
+    host.begin(1, 100, named)
+    feed(host, [p for p in COMMITTEE if p != SECOND], attempt=1, missing=named)
+    rosters = sent(host.timeout(("join", 1, 1)), Roster)
+    assert len(rosters) == 6
+
+
+def test_a_joiner_asks_three_times_and_then_goes_on():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    key = ("roster", 1, 0)
+    for _ in range(2):
+        assert [to for to, _ in sent(joiner.timeout(key), Join)] == [FIRST]
+    assert [to for to, _ in sent(joiner.timeout(key), Join)] == [SECOND]
+    assert joiner.attempt == 1
+
+
+def test_a_convener_that_says_it_waits_is_waited_for():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    for _ in range(6):
+        joiner.timeout(("roster", 1, 0))
+        joiner.receive_closed(FIRST, Closed(1, 0, WAITING, 1, HEAD))
+    assert joiner.attempt == 0
+
+
+def test_nobody_but_the_convener_closes_an_attempt():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    assert joiner.receive_closed(OTHERS[1], Closed(1, 5, SIGNED, 1, HEAD)) == []
+    assert joiner.attempt == 0
+    joiner.receive_closed(FIRST, Closed(1, 1000, SIGNED, 1, HEAD))
+    assert joiner.attempt <= N
+
+
+def test_a_convener_that_is_gone_is_passed_over_at_once():
+    joiner = machine(OTHERS[0], gone=[FIRST, SECOND])
+    assert [to for to, _ in sent(joiner.begin(0, 100), Join)] == [THIRD]
+    other = machine(OTHERS[0])
+    other.begin(0, 100)
+    assert [to for to, _ in sent(other.suspect(FIRST), Join)] == [SECOND]
+
+
+def test_every_attempt_has_fresh_keys():
+    joiner = machine(OTHERS[0])
+    seen = set()
+    for attempt in range(5):
+        joiner.begin(attempt, 100)
+        message = joiner._join.message()
+        seen |= {message.mask_key, message.share_key, message.self_commitment, message.audit_commitment, message.nonce}
+    assert len(seen) == 5 * 5
