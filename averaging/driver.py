@@ -145,6 +145,12 @@ class Driver:
         """Discovery found these peers."""
         self._feed(lambda: self.participant.learned(peers))
 
+    def moved(self, peers: Iterable[PeerId]) -> None:
+        """New addresses of these peers are known: that they could not be reached says nothing any more."""
+        for peer in peers:
+            if self._unreachable.pop(peer, 0):
+                self.participant.trust(peer)
+
     def run_alone(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run some work of the observer while no other work of the learner runs; it waits its turn."""
 

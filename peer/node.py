@@ -279,10 +279,11 @@ class Node:
         except UnreachableError as error:
             log.warning("the search for peers failed: %s", error.message)
             return
-        self._addresses = {record.peer_id: record.addresses for record in records}
+        known, self._addresses = self._addresses, {record.peer_id: record.addresses for record in records}
         self._remember_members()
         if self._driver is not None:
-            self._driver.learned([record.peer_id for record in records])
+            self._driver.moved(peer for peer, places in self._addresses.items() if known.get(peer) != places)
+            self._driver.learned(list(self._addresses))
 
     def _remember_members(self) -> None:
         """Only peers that sat in a roster with me go into the address book: anybody can announce an address."""

@@ -36,6 +36,7 @@ class Process:
         self.name, self._changed = name, changed
         self.events: list[dict[str, Any]] = []
         self.stderr = folder / f"{name}.stderr"
+        self._copy = (folder / f"{name}.events").open("ab", buffering=0)  # for whoever looks into a failure
         self._doom: Callable[[bytes], bool] | None = None
         with self.stderr.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -56,6 +57,7 @@ class Process:
             if self._doom is not None and self._doom(line):
                 self.process.kill()  # before anything else: it must not get further than this line
                 self._doom = None
+            self._copy.write(line)
             with self._changed, suppress(ValueError):
                 self.events.append(json.loads(line))
                 self._changed.notify_all()
@@ -88,6 +90,7 @@ class Process:
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
+        self._copy.close()
 
 
 class Swarm:

@@ -39,6 +39,8 @@ from tests.peer.swarm_in_process import (
     until,
 )
 
+PEERS = [identity(index).peer_id for index in range(3)]
+
 
 class Street:
     """Where the peers of a test find each other: instead of the DHT."""
@@ -258,6 +260,22 @@ async def test_it_tries_bootstrap_and_address_book_and_says_how_it_went(house: H
     assert any(address(dead) in event["reason"] and "refused" in event["reason"] for event in house.named(1, "waiting"))
 
 
+async def test_only_addresses_that_changed_clear_a_suspicion(house: House):
+    node, moved, places = house.make(0), [], {PEERS[1]: ("one",), PEERS[2]: ("two",)}
+
+    async def find() -> list[Any]:
+        return [SimpleNamespace(peer_id=peer, addresses=found) for peer, found in places.items()]
+
+    driver = SimpleNamespace(moved=lambda peers: moved.append(list(peers)), learned=lambda peers: None)
+    node._driver = driver  # type: ignore[assignment]
+    street: Any = SimpleNamespace(find=find)
+    await node._search(street)
+    await node._search(street)
+    places[PEERS[1]] = ("elsewhere",)
+    await node._search(street)
+    assert moved == [[PEERS[1], PEERS[2]], [], [PEERS[1]]]
+
+
 async def test_it_announces_the_head_of_its_chain(house: House):
     for index in range(3):
         house.start(index)
@@ -306,9 +324,6 @@ async def test_a_void_last_round_is_the_last_round_too(house: House):
     waiting._participant.chain = other
     waiting.decided(Decided(void, None, False), None)  # type: ignore[arg-type]
     assert not waiting._finished.is_set()
-
-
-PEERS = [identity(index).peer_id for index in range(3)]
 
 
 def make_chain(house: House) -> Any:
