@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ENDING = 60
-SMALL = ("--peers", "4", "--rounds", "13", "--steps", "3")
+SMALL = ("--peers", "4", "--rounds", "18", "--steps", "3")
 
 
 def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
@@ -62,7 +62,7 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     told = json.loads(out)
     assert told["ok"] and all(told["promises"].values()) and len(told["promises"]) == 4
     assert told["killed"]["peer"] == "peer-4" and told["killed"]["step"] in ("upload", "survivors")
-    assert told["killed"]["round"] < told["killed"]["back_in"] <= told["round"] == 13
+    assert told["killed"]["round"] < told["killed"]["back_in"] <= told["round"] == 18
     assert len({peer["root"] for peer in told["peers"].values()}) == 1
     assert len(told["peers"]) == 4 and all(peer["bytes_up"] > 1e6 for peer in told["peers"].values())
     assert told["heldout_loss"]["swarm"] < told["heldout_loss"]["start"]
