@@ -145,8 +145,8 @@ class Driver:
         """Discovery found these peers."""
         self._feed(lambda: self.participant.learned(peers))
 
-    def moved(self, peers: Iterable[PeerId]) -> None:
-        """New addresses of these peers are known: that they could not be reached says nothing any more."""
+    def reachable(self, peers: Iterable[PeerId]) -> None:
+        """These peers answered a dial or have new addresses: that they could not be reached says nothing any more."""
         for peer in peers:
             if self._unreachable.pop(peer, 0):
                 self.participant.trust(peer)

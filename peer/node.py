@@ -250,6 +250,8 @@ class Node:
                 self._host.dial, self._config.bootstrap, self._book, say=lambda text: self._wait(text)
             )
             known = [result.address for result in results]
+            if self._driver is not None:
+                self._driver.reachable(result.peer for result in results if result.peer is not None)
             for result in results:
                 verdict = f"{result.verdict} {result.milliseconds:.0f} ms"
                 self._reporter.event("bootstrap", address=result.address, verdict=verdict)
@@ -282,7 +284,7 @@ class Node:
         known, self._addresses = self._addresses, {record.peer_id: record.addresses for record in records}
         self._remember_members()
         if self._driver is not None:
-            self._driver.moved(peer for peer, places in self._addresses.items() if known.get(peer) != places)
+            self._driver.reachable(peer for peer, places in self._addresses.items() if known.get(peer) != places)
             self._driver.learned(list(self._addresses))
 
     def _remember_members(self) -> None:

@@ -267,7 +267,7 @@ async def test_who_is_not_reached_twice_is_suspected_and_when_heard_forgiven(ben
     assert bench.driver._unreachable == {}
 
 
-async def test_new_addresses_are_a_new_chance(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+async def test_an_answered_dial_is_a_new_chance(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     trusted: list[PeerId] = []
     bench.script.trust = trusted.append  # type: ignore[attr-defined]
     bench.line.dead.add(OTHER)
@@ -276,7 +276,7 @@ async def test_new_addresses_are_a_new_chance(bench: Bench, monkeypatch: pytest.
     monkeypatch.setattr(drivers, "_RETRIES", (60.0,))
     tried = len(bench.line.tried)
     await until(lambda: len(bench.line.tried) > tried)  # from now on it pauses
-    bench.driver.moved([OTHER, THIRD])
+    bench.driver.reachable([OTHER, THIRD])
     assert trusted == [OTHER]  # nothing was held against the other one
     assert bench.driver._unreachable == {}
 

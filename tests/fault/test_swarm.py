@@ -58,7 +58,8 @@ class Run:
 
     def start(self, index: int, nice: int = 0) -> Process:
         text = self.folder / f"text-{index}.txt"
-        text.write_text(f"bird {index} minds its neighbours and the flock turns as one.\n" * 200)
+        if not text.exists():
+            text.write_text(f"bird {index} minds its neighbours and the flock turns as one.\n" * 200)
         options = {"--run": "run.toml", "--data-dir": self.home(index), "--data": text, "--bootstrap": self.address}
         options |= {"--listen": "/ip4/127.0.0.1/tcp/0", "--batch-size": 2, "--threads": 1, "--device": "cpu"}
         arguments = [str(part) for option in options.items() for part in option]

@@ -247,16 +247,19 @@ async def test_what_ends_the_driver_ends_the_peer(house: House, monkeypatch: pyt
     assert again._learner.round >= 1
 
 
-async def test_it_tries_bootstrap_and_address_book_and_says_how_it_went(house: House):
+async def test_it_tries_bootstrap_and_address_book_and_says_how_it_went(house: House, monkeypatch: pytest.MonkeyPatch):
     book = house.folder / "1"
     book.mkdir()
     known = '{"version": 1, "peers": [{"peer": "%s", "addresses": ["%s"], "seen": 1.0}]}'
     other, dead = identity(0).peer_id, identity(5).peer_id
     (book / "addresses.json").write_text(known % (other, address(other)))
+    answered: list[PeerId] = []
+    monkeypatch.setattr(nodes.Driver, "reachable", lambda self, peers: answered.extend(peers))
     house.start(0)
     house.start(1, bootstrap=(address(dead),))
     await house.until(lambda: bool(house.named(1, "bootstrap")))
     assert [event["address"] for event in house.named(1, "bootstrap")] == [address(other)]
+    assert other in answered  # whatever the first attempts to reach it said, it is there
     assert any(address(dead) in event["reason"] and "refused" in event["reason"] for event in house.named(1, "waiting"))
 
 
@@ -266,7 +269,7 @@ async def test_only_addresses_that_changed_clear_a_suspicion(house: House):
     async def find() -> list[Any]:
         return [SimpleNamespace(peer_id=peer, addresses=found) for peer, found in places.items()]
 
-    driver = SimpleNamespace(moved=lambda peers: moved.append(list(peers)), learned=lambda peers: None)
+    driver = SimpleNamespace(reachable=lambda peers: moved.append(list(peers)), learned=lambda peers: None)
     node._driver = driver  # type: ignore[assignment]
     street: Any = SimpleNamespace(find=find)
     await node._search(street)
