@@ -14,14 +14,14 @@ from averaging.certificate import quorum
 from averaging.guard import Guard
 from averaging.keys import MemberSecrets
 from averaging.messages import Closed, Join
-from averaging.params import MAX_MEMBERS, RunParams
+from averaging.params import MAX_MEMBERS, RunParams, honest_witness
 from averaging.roster import CheckedRoster, check_join, check_roster, convener, decisive, make_roster
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.wire import digest, encode
 
-WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD = 0, 1, 2, 3, 4
+WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD, MOVED = 0, 1, 2, 3, 4, 5
 _PATIENCE = 3
 """Times that a Join is sent before the next convener's turn."""
 _MAX_AHEAD = 64
@@ -54,14 +54,16 @@ class Convening:
         self._missing: dict[PeerId, set[PeerId]] = {}
         self._signed: set[int] = set()
         self._gone = set(gone)
+        self._at: dict[PeerId, int] = {}
         self.newcomers: set[PeerId] = set()
         """Peers that knocked and are catching up: the window stays open for them until its deadline."""
 
     def begin(self, attempt: int, tokens: int, missing: tuple[PeerId, ...] = ()) -> list[Action]:
         """Join an attempt, or the next one whose convener is not gone, with fresh keys.
 
-        `missing`: who stalled the last one.
+        `missing`: who stalled the last one. The committee hears of it, so that nobody waits alone in another attempt.
         """
+        attempt = max(attempt, self._reached())
         turns = range(attempt, attempt + len(self.committee))
         able = (turn for turn in turns if convener(self.head, self.committee, turn) not in self._gone)
         self.attempt, self.roster = next(able, attempt), None
@@ -80,9 +82,14 @@ class Convening:
             missing,
         )
         self._join = self._seal(join)
-        self._patience = _PATIENCE
+        # Longer and longer, until all are in one attempt at the same time.
+        self._patience = _PATIENCE + self.attempt // len(self.committee)
         actions: list[Action] = [SetTimer(self._key("roster"), self.params.deadlines.join)]
         to = self.convener()
+        if self.attempt > 0:
+            others = [peer for peer in self.committee if peer not in (to, self._identity.peer_id)]
+            moved = self._closed(MOVED)
+            actions += [Send(peer, moved) for peer in others]
         if to == self._identity.peer_id:
             window = SetTimer(self._key("join"), self.params.deadlines.join)
             return [*actions, window, *self._collect(to, self._join, join)]
@@ -113,12 +120,16 @@ class Convening:
             return [Send(sender, self._closed(NOT_CONVENER))]
         if self._joins.get(join.attempt, {}).get(sender) == envelope:
             return []
-        if join.attempt < self.attempt or join.attempt in self._signed:
+        if join.attempt in self._signed or (join.attempt < self.attempt and self.roster is not None):
             return [Send(sender, self._closed(SIGNED))]
+        if join.attempt < self.attempt:
+            return [Send(sender, self._closed(MOVED))]
         if join.attempt > self.attempt + _MAX_AHEAD:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a Join for attempt {join.attempt}")
         check_join(envelope, self.params.run, self.round, join.attempt, self.head)
-        return self._collect(sender, envelope, join)
+        if sender in self.committee:
+            self._at[sender] = join.attempt
+        return [*self._collect(sender, envelope, join), *self._follow()]
 
     def receive_roster(self, envelope: Envelope) -> CheckedRoster | None:
         """A convener's roster. Raises ProtocolError when it is refused; None when I have one for this attempt."""
@@ -128,11 +139,13 @@ class Convening:
         return self.roster
 
     def receive_closed(self, sender: PeerId, message: Closed) -> list[Action]:
-        """The convener's answer to my Join: keep waiting, or try a later attempt."""
+        """The convener's answer to my Join: keep waiting, or try a later attempt. Or where another member is."""
+        if message.reason == MOVED and message.round == self.round and sender in self.committee:
+            return self._moved(sender, message.attempt)
         if self.roster is not None or sender != self.convener() or message.round != self.round:
             return []
         if message.reason == WAITING:
-            self._patience = _PATIENCE
+            self._patience = max(self._patience, _PATIENCE)
             return []
         later = min(message.attempt, self.attempt + len(self.committee))
         if later <= self.attempt:
@@ -140,6 +153,24 @@ class Convening:
         # That attempt runs without me: be there for the next one, which comes only if it fails.
         actions = self.begin(later, self._tokens())
         return [*actions, SetTimer(self._key("roster"), self.params.deadlines.total(MAX_MEMBERS))]
+
+    def _moved(self, sender: PeerId, attempt: int) -> list[Action]:
+        self._at[sender] = attempt
+        if self.roster is None and 0 <= self.attempt < attempt and sender == self.convener():
+            return self.begin(min(attempt, self.attempt + len(self.committee)), self._tokens())
+        return self._follow()
+
+    def _reached(self) -> int:
+        """The latest attempt that one honest member at least has reached."""
+        reached = sorted(self._at.values(), reverse=True)
+        witness = honest_witness(len(self.committee))
+        return reached[witness - 1] if len(reached) >= witness else 0
+
+    def _follow(self) -> list[Action]:
+        """Whoever waits behind goes where the others are; else they could miss each other for ever."""
+        free = self.roster is None and self.attempt not in self._signed
+        behind = free and 0 <= self.attempt < self._reached()
+        return self.begin(self._reached(), self._tokens()) if behind else []
 
     def timeout(self, key: TimerKey) -> list[Action]:
         """The window of the convener, or the patience of a joiner, is over."""
@@ -170,7 +201,8 @@ class Convening:
     def _eligible(self) -> dict[PeerId, Envelope]:
         """Joins of this attempt, without peers that most of the others name as laggards of the last one: the most
         named first, and only as many as can be spared."""
-        joins = dict(self._joins.get(self.attempt, {}))
+        present = self._joins.get(self.attempt, {})
+        joins = {peer: join for peer, join in present.items() if self._at.get(peer, 0) <= self.attempt}
         named = {peer: sum(peer in self._missing[other] for other in joins) for peer in joins}
         for peer in sorted(joins, key=lambda peer: (-named[peer], peer)):
             rest = {other: join for other, join in joins.items() if other != peer}

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from averaging.actions import Note, Send, SetTimer
-from averaging.convening import ANOTHER_HEAD, LAGGARD, NOT_CONVENER, SIGNED, WAITING, Convening
+from averaging.convening import ANOTHER_HEAD, LAGGARD, MOVED, NOT_CONVENER, SIGNED, WAITING, Convening
 from averaging.guard import MemoryGuard
 from averaging.messages import Closed, Join, Roster
 from averaging.roster import convener
@@ -160,7 +160,7 @@ def test_a_convener_that_restarts_signs_no_second_roster():
     again.begin(0, 100)
     actions = feed(again, rest())
     assert sent(actions, Roster) == []
-    assert {closed.reason for _, closed in sent(actions, Closed)} == {SIGNED}
+    assert {to for to, closed in sent(actions, Closed) if closed.reason == SIGNED} == set(rest())
     assert again.attempt == 1
 
 
@@ -230,3 +230,61 @@ def test_every_attempt_has_fresh_keys():
         message = joiner._join.message()
         seen |= {message.mask_key, message.share_key, message.self_commitment, message.audit_commitment, message.nonce}
     assert len(seen) == 5 * 5
+
+
+def moved(to: int) -> Closed:
+    return Closed(1, to, MOVED, 1, HEAD)
+
+
+def test_who_goes_on_says_so_to_the_whole_committee():
+    joiner = machine(OTHERS[0])
+    assert sent(joiner.begin(0, 100), Closed) == []
+    told = sent(joiner.begin(1, 100), Closed)
+    assert {to for to, _ in told} == set(COMMITTEE) - {OTHERS[0], SECOND}
+    assert {closed for _, closed in told} == {moved(1)}
+
+
+def test_a_joiner_follows_its_convener():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    joiner.receive_closed(FIRST, moved(1))
+    assert joiner.attempt == 1
+
+
+def test_others_are_followed_once_one_of_them_must_be_honest():
+    """Two of eight may lie; what three say, one honest member says."""
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    stranger = identity(15).peer_id
+    for sender, attempt in ((OTHERS[1], 50), (OTHERS[2], 60), (stranger, 70), (OTHERS[1], 55)):
+        assert joiner.receive_closed(sender, moved(attempt)) == []
+    assert joiner.attempt == 0
+    joiner.receive_closed(OTHERS[3], moved(2))
+    assert joiner.attempt == 2, "a liar led the others away"
+
+
+def test_a_member_of_a_roster_stays_and_catches_up_when_it_fails():
+    host, actions = convene(rest())
+    (envelope,) = {a.message for a in actions if isinstance(a, Send) and isinstance(a.message.message(), Roster)}
+    assert host.receive_roster(envelope) is not None
+    for sender in OTHERS[:3]:
+        assert host.receive_closed(sender, moved(5)) == []
+    assert host.attempt == 0
+    host.begin(1, 100)
+    assert host.attempt == 5
+
+
+def test_joins_of_who_has_gone_on_are_not_put_into_a_roster():
+    host, _ = convene(rest(OTHERS[0]))
+    host.receive_closed(OTHERS[1], moved(1))
+    closing = host.timeout(("join", 1, 0))
+    assert {to for to, _ in sent(closing, Roster)} == set(COMMITTEE) - {OTHERS[0], OTHERS[1]}
+
+
+def test_who_waits_for_a_convener_that_went_on_is_told_where_it_is():
+    host = machine(FIRST)
+    host.begin(0, 100)
+    host.begin(1, 100)
+    envelope = join_of(OTHERS[0])
+    (answer,) = sent(host.receive_join(OTHERS[0], envelope, envelope.message()), Closed)
+    assert answer == (OTHERS[0], moved(1))
