@@ -6,140 +6,28 @@ import asyncio
 import logging
 import math
 import threading
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from averaging.chain import Chain
 from averaging.record import Record
 from dht.errors import StorageError
-from dht.identity import PeerId
-from dht.wire import digest
-from peer.catch_up import Donor
 from peer.history import certify
-from peer.learner import Learner
-from peer.manifest import Manifest
-from peer.node import run_params
-from peer.state import CanonicalState
-from peer.store import StateStore
+from tests.peer.learner_oracle import frozen, oracle_levels, oracle_root, oracle_state, signed
+from tests.peer.learner_table import TOKENS, Table, fetch, sent
 from tests.peer.swarm_in_process import (
     BATCH,
     SEQUENCE,
     STEPS,
-    Network,
     Swarm,
     founded,
     grow,
-    identity,
-    make_trainer,
-    tiny_manifest,
     until,
 )
-
-TOKENS = STEPS * BATCH * SEQUENCE  # of one peer in one round; half of what counts in full
-BLOCK = 4096
-
-# --- the oracle: the same formulas, written down once more from the documents -------------------------------------
-
-
-def oracle_signs(sid: bytes, block: int) -> np.ndarray:
-    """+1 or -1 per element: 512 bytes of AES-256-CTR per block, element 128 k + j is bit k of word j."""
-    cipher = Cipher(algorithms.AES(digest("signs", sid)), modes.CTR((32 * block).to_bytes(16, "big"))).encryptor()
-    words = [int.from_bytes(cipher.update(bytes(4)), "little") for _ in range(128)]
-    return np.array([-1 if words[i % 128] >> (i // 128) & 1 else 1 for i in range(BLOCK)], np.int64)
-
-
-def oracle_hadamard(values: np.ndarray) -> np.ndarray:
-    out = values.astype(np.int64)
-    stride = 1
-    while stride < BLOCK:
-        pairs = out.reshape(-1, 2, stride)
-        out = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), 1).reshape(-1)
-        stride *= 2
-    return out
-
-
-def oracle_levels(members: int) -> int:
-    bits = 16 - math.ceil(math.log2(members))
-    return 2 ** (bits - 1) - 1
-
-
-def oracle_mean(
-    sums: dict[int, np.ndarray], scales: np.ndarray, sid: bytes, members: int, weights: float
-) -> np.ndarray:
-    """The weighted mean update out of integer sums, one Hadamard block a chunk."""
-    blocks = []
-    for block, summed in sorted(sums.items()):
-        integers = oracle_signs(sid, block) * oracle_hadamard(summed)
-        factor = float(scales[block]) / (64.0 * oracle_levels(members) * weights)
-        blocks.append((integers.astype(np.float64) * factor).astype(np.float32))
-    return np.concatenate(blocks)
-
-
-def oracle_step(state: Any, gradient: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """Parameters and momentum after Nesterov's outer step, one rounding per operation."""
-    rate, decay = np.float32(manifest.outer.learning_rate), np.float32(manifest.outer.momentum)
-    gradient = gradient[: len(state.parameters)]
-    momentum = state.momentum * decay + gradient
-    step = momentum * decay + gradient if manifest.outer.nesterov else momentum
-    return state.parameters - rate * step, momentum
-
-
-def oracle_scales(
-    sums: dict[int, np.ndarray], scales: np.ndarray, members: int, survivors: int, norm: int
-) -> np.ndarray:
-    """kappa * rho * max(rms of the block, rms of all / 16), within [1/2, 4] of the old clip. `norm`: trailer word 4."""
-    unit = [float(scale) / (oracle_levels(members) * survivors) for scale in scales]
-    squares = [float(sum(int(v) ** 2 for v in sums[b])) * (unit[b] * unit[b]) / BLOCK for b in range(len(scales))]
-    over_all = math.sqrt(math.fsum(squares) / len(squares))
-    reference = BLOCK * math.fsum(float(scale) * float(scale) for scale in scales)
-    individual = norm / (2.0**22 * survivors) * reference
-    rho = min(max(math.sqrt(individual / (BLOCK * math.fsum(squares))), 1.0), 2.0 * math.sqrt(survivors))
-    target = [8.0 * rho * max(math.sqrt(square), over_all / 16) for square in squares]
-    wide = [float(scale) for scale in scales]
-    return np.array([min(max(t, w * 0.5), w * 4.0) for t, w in zip(target, wide, strict=True)], np.float32)
-
-
-def oracle_root(header: bytes, parameters: np.ndarray, momentum: np.ndarray, scales: np.ndarray) -> bytes:
-    """RFC 6962 over 256 KiB pieces of each section."""
-
-    def tree(leaves: list[bytes]) -> bytes:
-        if len(leaves) == 1:
-            return leaves[0]
-        half = 1 << (len(leaves) - 1).bit_length() - 1
-        return sha256(b"\x01" + tree(leaves[:half]) + tree(leaves[half:])).digest()
-
-    size = 256 * 1024
-    sections = [header, *(array.astype("<f4").tobytes() for array in (parameters, momentum, scales))]
-    pieces = [section[start : start + size] for section in sections for start in range(0, len(section), size)]
-    return tree([sha256(b"\x00" + piece).digest() for piece in pieces])
-
-
-def signed(ring: np.ndarray) -> np.ndarray:
-    return ring.view(f"<i{ring.itemsize}").astype(np.int64)
-
-
-def oracle_state(before: Any, rings: list[dict[int, np.ndarray]], record: Record, members: int, manifest: Manifest):
-    """(parameters, momentum, scales) after a round in which these survivors encoded these rings."""
-    chunks = range(len(before.scales))
-    lost = record.lost_chunks
-    sums = {c: sum(signed(ring[c]) for ring in rings) if c not in lost else np.zeros(BLOCK, np.int64) for c in chunks}
-    weights = sum(survivor.tokens for survivor in record.survivors) / manifest.train.tokens_per_round
-    gradient = oracle_mean(sums, before.scales, record.sid, members, weights)
-    trailer = sum(ring[len(before.scales)].astype(np.int64) for ring in rings)
-    scales = oracle_scales(sums, before.scales, members, len(rings), int(trailer[4]))
-    return (*oracle_step(before, gradient, manifest), scales)
-
-
-def frozen(state: CanonicalState) -> Any:
-    arrays = {name: getattr(state, name).copy() for name in ("parameters", "momentum", "scales")}
-    return SimpleNamespace(**arrays, schema=state.schema)
-
 
 # --- a whole round over the network in memory ---------------------------------------------------------------------
 
@@ -183,87 +71,6 @@ async def test_losses_fall_and_updates_average(tmp_path: Path):
 
 
 # --- single learners, one sum after the other, by hand ------------------------------------------------------------
-
-
-class Table:
-    """Learners whose updates are added up right here, with a chain that says what was certified."""
-
-    def __init__(self, folder: Path, count: int = 3, manifest: Manifest | None = None) -> None:
-        self.folder, self.manifest = folder, manifest or tiny_manifest(count)
-        self.ids = [identity(index).peer_id for index in range(count)]
-        self.learners = [self.make(index) for index in range(count)]
-        self.layout = self.learners[0].params.layout
-        self.chain = founded(self.manifest, count, self.learners[0].state.root())
-        self.rings: list[dict[int, np.ndarray]] = []
-
-    def make(self, index: int) -> Learner:
-        """A learner at the first weights, or at what its folder holds."""
-        trainer = make_trainer(self.manifest, index)
-        schema = trainer.vector.schema(self.manifest.run_id)
-        params = run_params(self.manifest, schema.elements)
-        store = StateStore(self.folder / str(index), schema)
-        stored = store.load_newest()
-        genesis = CanonicalState.genesis(schema, trainer.local().copy(), self.manifest.first_clip)
-        state = store.load_state(stored) if stored else genesis
-        port = Network().port(self.ids[index])
-        learner = Learner(self.manifest, params, self.ids[index], trainer, state, store, None, port)
-        if stored:
-            assert learner.load_local(stored.round)
-        return learner
-
-    async def upload(self, tokens: list[int] | None = None, name: bytes = b"") -> list[Any]:
-        """Everybody trains (unless tokens say how much it has) and encodes; one cohort view per learner."""
-        round_ = self.chain.head.round + 1
-        sid = digest("sid", name, round_.to_bytes(4, "big"))
-        tokens = tokens or [await learner.train(round_) for learner in self.learners]
-        cap = self.manifest.train.tokens_per_round
-        roster = SimpleNamespace(round=round_, attempt=0)
-        manifests = {i: (SimpleNamespace(tokens=min(count, cap)), b"") for i, count in enumerate(tokens)}
-        self.rings, views = [], []
-        for i, learner in enumerate(self.learners):
-            view = SimpleNamespace(roster=roster, sid=sid, peers=tuple(self.ids), tokens=min(tokens[i], cap))
-            view.r3 = SimpleNamespace(manifests=manifests)
-            await learner.prepare(view)
-            self.rings.append({c: learner.encode(view, c).copy() for c in range(self.layout.total_chunks)})
-            views.append(view)
-        return views
-
-    def add_up(self, views: list[Any], survivors: list[int], lost: tuple[int, ...] = ()) -> None:
-        """Give everybody the sum over these survivors."""
-
-        def ring(chunk: int) -> np.ndarray:
-            zeros = self.layout.zeros(chunk)
-            return zeros if chunk in lost else sum((self.rings[i][chunk] for i in survivors), zeros)
-
-        for view in views:
-            view.certified = SimpleNamespace(survivors=tuple(survivors))
-            view.sums = SimpleNamespace(ring=ring, lost=lost)
-
-    def certify(self, views: list[Any], survivors: list[int], root: bytes, lost: tuple[int, ...] = ()) -> Record:
-        tokens = {self.ids[i]: views[0].r3.manifests[i][0].tokens for i in survivors}
-        return grow(self.chain, survivors=tokens, state_root=root, sid=views[0].sid, lost_chunks=lost)
-
-    async def round(self, survivors: list[int] | None = None, lost: tuple[int, ...] = (), **options: Any) -> Record:
-        """A whole round in which all learners, also those left out, adopt the sum over the survivors."""
-        survivors = survivors or list(range(len(self.learners)))
-        views = await self.upload(**options)
-        self.add_up(views, survivors, lost)
-        applied = [await learner.apply(view) for learner, view in zip(self.learners, views, strict=True)]
-        assert len(set(applied)) == 1, "the roots differ"
-        record = self.certify(views, survivors, applied[0][0], lost)
-        for learner, view in zip(self.learners, views, strict=True):
-            await learner.commit(record, self.chain, view)
-            assert learner.state.root() == record.state_root
-        return record
-
-    def part(self, vector: np.ndarray, chunk: int) -> np.ndarray:
-        return vector[self.layout.slice(chunk)]
-
-
-def sent(table: Table, i: int, clips: np.ndarray, sid: bytes) -> np.ndarray:
-    """What learner i's ring elements say in update space, by the oracle."""
-    chunks = {c: signed(table.rings[i][c]) for c in range(table.layout.chunks)}
-    return oracle_mean(chunks, clips, sid, 3, TOKENS / table.manifest.train.tokens_per_round)[: table.layout.parameters]
 
 
 async def updates_of(table: Table) -> tuple[list[Any], list[np.ndarray]]:
@@ -487,15 +294,6 @@ async def test_an_update_that_was_summed_leaves_also_after_several_missed_rounds
     assert sleeper.state.root() == donor.state.root() == head.state_root
     assert sleeper.round == 3
     assert np.array_equal(sleeper._trainer.local(), sleeper.state.parameters)
-
-
-async def fetch(learner: Learner, donor: Learner, record: Record, chain: Chain) -> bool:
-    network = Network()
-    giving = Donor(donor.store, lambda root: donor.round if root == donor.state.root() else None)
-    other = PeerId(identity(9).peer_id)
-    network.port(other).serve(lambda sender, frame: None, giving.answer)
-    learner._transport = network.port(learner._me)
-    return await learner.fetch(record, chain, [other], None)
 
 
 async def test_who_was_not_in_the_sum_keeps_its_update_over_a_fetch(tmp_path: Path):
