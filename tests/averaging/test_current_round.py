@@ -95,10 +95,13 @@ def test_early_shares_are_used(swarm):
 
 
 def test_an_attempt_that_fails_leads_to_the_next_one_without_its_laggards(swarm):
-    joined: list[int] = []
-    swarm.on_event = lambda name, peer: (
-        joined.append(swarm.cohort_of(peer.id).roster.attempt) if name == "joined" else 0
-    )
+    attempts: list[int] = []
+
+    def on_event(name, peer) -> None:
+        if name == "Roster":
+            attempts.append(peer.participant.current.convening.attempt)
+
+    swarm.on_event = on_event
     # Nobody's shares reach member 4 from member 5: no attempt with both in it gets past its first step.
     first, second = swarm.order[4], swarm.order[5]
     swarm.tamper = lambda a, b, frame: (
@@ -107,6 +110,6 @@ def test_an_attempt_that_fails_leads_to_the_next_one_without_its_laggards(swarm)
     round_ = swarm.height() + 1
     assert swarm.run(lambda: swarm.reached(round_, set(swarm.order)), 200)
     (record,) = swarm.records[round_].values()
-    assert max(joined) > 0
+    assert max(attempts) > 0
     assert not record.void and not {first, second} <= set(record.members()), "the laggards were not left out"
     swarm.check()
