@@ -129,8 +129,15 @@ class Cohort(Collecting):
         """Take a bulk chunk of this sid. Raises ProtocolError when it is refused."""
         if sender not in self.peers:
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} is not in this cohort")
-        self._collect_chunk(self.peers.index(sender), chunk)
-        return self._advance()
+        member = self.peers.index(sender)
+        self._collect_chunk(member, chunk)
+        return self._advance() if self._completes(member, chunk) else []
+
+    def _completes(self, member: int, chunk: Chunk) -> bool:
+        """Whether a step may follow from this chunk: most of thousands only fill a gap."""
+        if self._stood_in:
+            return True
+        return chunk.kind is BulkKind.MASKED and ("receipt" in self._done or self.inputs.full(member))
 
     def timeout(self, key: TimerKey) -> list[CohortAction]:
         """A timer of this sid fired."""
@@ -221,6 +228,8 @@ class Cohort(Collecting):
         return tuple(plan)
 
     def _step_receipt(self) -> list[CohortAction]:
+        if "receipt" in self._done:
+            return []
         complete = {
             i for i, (manifest, _) in self.r3.manifests.items() if self.inputs.holds(i, self.inputs.owed(i), manifest)
         }
@@ -344,7 +353,9 @@ class Cohort(Collecting):
         return [Transfer(self.sid, BulkKind.SUM, mine, others)] if mine else []
 
     def _step_audit(self) -> list[CohortAction]:
-        if self.certified is None or self.audit_seed is not None or not self.sums.all_signed:
+        if self.certified is None or self.audit_seed is not None:
+            return []
+        if "audit" not in self._done and not self.sums.all_signed:
             return []
         actions: list[CohortAction] = []
         if self._once("audit", True):

@@ -42,7 +42,9 @@ _RETRIES = (0.2, 0.5, 1.0, 2.0)
 """Pauses between attempts to deliver a message, in seconds; the last one repeats while the message matters."""
 _SUSPECT_AFTER = 2
 _MATTERS = 60.0
-_UPLOADS_AT_ONCE = 8
+_BATCH = 4
+"""Chunks that a thread takes at a time: handing over costs as much as masking half a chunk."""
+_BATCHES_AHEAD = 2
 # Refusals that an honest but slow or restarted peer earns; its stream stays open.
 _BENIGN = frozenset(
     (Refusal.STALE, Refusal.NOT_A_MEMBER, Refusal.UNEXPECTED, Refusal.EQUIVOCATION, Refusal.BAD_CERTIFICATE)
@@ -286,27 +288,40 @@ class Driver:
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "upload")
         async with self._working:
             await self._work.prepare(cohort)
-            masked = [asyncio.ensure_future(self._mask(cohort, chunk)) for chunk, _ in plan[:_UPLOADS_AT_ONCE]]
-            for i, (chunk, receivers) in enumerate(plan):
+            batches = [plan[i : i + _BATCH] for i in range(0, len(plan), _BATCH)]
+            masked = [self._mask(cohort, batch) for batch in batches[:_BATCHES_AHEAD]]
+            for i, batch in enumerate(batches):
                 await masked[i]
-                if i + _UPLOADS_AT_ONCE < len(plan):
-                    masked.append(asyncio.ensure_future(self._mask(cohort, plan[i + _UPLOADS_AT_ONCE][0])))
-                for to in receivers:
+                if i + _BATCHES_AHEAD < len(batches):
+                    masked.append(self._mask(cohort, batches[i + _BATCHES_AHEAD]))
+                for chunk, receivers in batch:
                     parts = cohort.payload(BulkKind.MASKED, chunk).parts()
-                    self._spawn_send(self._send_bulk(to, parts, cohort))
+                    for to in receivers:
+                        self._spawn_send(self._send_bulk(to, parts, cohort))
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "survivors")
         self._feed(lambda: self.participant.uploaded(sid))
 
-    async def _mask(self, cohort: Cohort, chunk: int) -> None:
-        await self._in_thread(lambda: cohort.mask(chunk, self._work.encode(cohort, chunk)))
+    def _mask(self, cohort: Cohort, batch: Sequence[tuple[int, tuple[PeerId, ...]]]) -> asyncio.Future[None]:
+        def run() -> None:
+            for chunk, _ in batch:
+                cohort.mask(chunk, self._work.encode(cohort, chunk))
+
+        return self._loop.run_in_executor(self._pool, run)
 
     async def _reduce(self, sid: bytes, chunks: tuple[int, ...]) -> None:
         cohort = self.participant.cohort(sid)
         if cohort is None:
             return
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "sum")
-        await asyncio.gather(*(self._in_thread(lambda c=c: cohort.reduce(c)) for c in chunks))  # type: ignore[misc]
+        await asyncio.gather(*(self._reduce_some(cohort, chunks[i::_BATCH]) for i in range(_BATCH)))
         self._feed(lambda: self.participant.reduced(sid, chunks))
+
+    def _reduce_some(self, cohort: Cohort, chunks: Sequence[int]) -> asyncio.Future[None]:
+        def run() -> None:
+            for chunk in chunks:
+                cohort.reduce(chunk)
+
+        return self._loop.run_in_executor(self._pool, run)
 
     async def _transfer(self, sid: bytes, kind: BulkKind, chunks: tuple[int, ...], to: tuple[PeerId, ...]) -> None:
         cohort = self.participant.cohort(sid)
@@ -353,9 +368,6 @@ class Driver:
             return
         await asyncio.sleep(_RETRIES[-1])
         self._feed(lambda: self.participant.fetch_failed(record.round))
-
-    async def _in_thread(self, call: Callable[[], object]) -> None:
-        await self._loop.run_in_executor(self._pool, call)
 
     # --- sending ------------------------------------------------------------------------------------------------
 

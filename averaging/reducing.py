@@ -80,6 +80,10 @@ class Inputs:
         """Chunks that a member must bring me before my receipt covers it."""
         return self._mine + self._copied.get(uploader, ())
 
+    def full(self, uploader: int) -> bool:
+        """Whether as many chunks of a member are here as it owes me."""
+        return self._counts[uploader] >= len(self._mine) + len(self._copied.get(uploader, ()))
+
     def sum(self, chunk: int, survivors: tuple[int, ...]) -> npt.NDArray[np.unsignedinteger]:
         """Ring sum of the survivors' masked chunk. Raises KeyError when one is not here."""
         dtype = self._layout.dtype(chunk)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+
 from dht.errors import ProtocolError, Refusal, UnreachableError
 from dht.transport import MAX_FRAME, Part
 from dht.wire import REGISTRY
@@ -146,7 +148,8 @@ class FrameReader:
                 yield header, memoryview(b"")
                 return
             self._header = header
-            self._body = self._rest = memoryview(bytearray(header.length))
+            # Not zeroed: every byte is overwritten before anybody sees the frame.
+            self._body = self._rest = np.empty(header.length, np.uint8).data
 
     def feed(self, data: bytes | memoryview) -> Iterator[tuple[Header, memoryview]]:
         """Copy `data` in; yields what is complete. Raises ProtocolError."""
@@ -265,7 +268,10 @@ class FrameStream:
             if not count:
                 self.close(UnreachableError("the stream ended inside a frame") if self._reader.partial else None)
                 return
+            drained = count < sum(map(len, buffers))
             if not self._discard and not self._take(self._reader.advance(count)):
+                return
+            if drained:
                 return
 
     def _take(self, frames: Iterator[tuple[Header, memoryview]]) -> bool:
