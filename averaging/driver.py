@@ -125,7 +125,7 @@ class Driver:
         self._stopped = False
         self._unmasking = b""
         self.failed: asyncio.Future[None] = self._loop.create_future()
-        self.on_unreachable: Callable[[PeerId], None] = lambda peer: None
+        self.on_unreachable: Callable[[PeerId, str], None] = lambda peer, reason: None
 
     def start(self) -> None:
         """Begin to take part."""
@@ -393,8 +393,7 @@ class Driver:
             except UnreachableError as error:
                 count = self._unreachable[to] = self._unreachable.get(to, 0) + 1
                 if count == _SUSPECT_AFTER:
-                    self._observer.note(f"unreachable: {error.message}", to)
-                    self.on_unreachable(to)
+                    self.on_unreachable(to, error.message)
                 if count >= _SUSPECT_AFTER:
                     self._feed(lambda: self.participant.suspect(to))
                 if not matters() or self._loop.time() - started > _MATTERS:

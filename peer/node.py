@@ -307,9 +307,9 @@ class Node:
         kept = (round_ for round_ in reversed(self._learner.store.rounds()) if round_ <= chain.head.round)
         return next((round_ for round_ in kept if chain.record(round_).state_root == root), None)
 
-    def _unreachable(self, peer: PeerId) -> None:
+    def _unreachable(self, peer: PeerId, reason: str) -> None:
         self._search_now.set()
-        self._reporter.event("peer_unreachable", peer=str(peer), reason="two attempts to deliver a message failed")
+        self._reporter.event("peer_unreachable", peer=str(peer), reason=reason)
 
     def _wait(self, reason: str) -> None:
         self._reporter.event("waiting", reason=reason)

@@ -141,7 +141,7 @@ class Bench:
         self.script, self.line, self.work, self.watcher = Script(), Line(), Work(), Watcher()
         self.driver = Driver(self.script, self.line, self.work, self.watcher, threads=2)  # type: ignore[arg-type]
         self.lost: list[PeerId] = []
-        self.driver.on_unreachable = self.lost.append
+        self.driver.on_unreachable = lambda peer, reason: self.lost.append(peer)
 
     def do(self, *actions: Any) -> None:
         """Let the participant ask for these actions now."""
