@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakMethod
 
 from averaging.auditing import Audit
 from averaging.bulk import BulkKind, Chunk
@@ -71,7 +72,11 @@ class Collecting:
         self._masker = self._make_masker(secrets)
         self.r3 = SurvivorCertificate(params.run, roster, self.threshold)
         self.inputs = Inputs(self.layout, self.duties, self.me)
-        self.sums = Sums(self.layout, self.duties, self._counts)
+        # Weak, lest a cycle keep a whole round's chunks in memory until the collector finds it.
+        counts = WeakMethod(self._counts)
+        self.sums = Sums(
+            self.layout, self.duties, lambda author, chunk: (ask := counts()) is not None and ask(author, chunk)
+        )
         self._audit = Audit(self.sid, self._dealing, self.threshold)
         self._ready: dict[int, bytes] = {}
         self._unmasks: dict[int, Unmask] = {}

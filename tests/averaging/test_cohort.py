@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -283,3 +285,18 @@ def test_only_shares_that_the_certificate_calls_for_leave():
             dealing = net.nodes[i].cohort._dealing
             due = tuple(dealing.share(Seed.MASK if dealer == 6 else Seed.SELF, dealer) for dealer in range(8))
             assert message.shares == due
+
+
+def test_a_finished_cohort_is_freed_with_its_last_reference():
+    """It holds a round's chunks: in a cycle they would stay until the collector comes, which may be many rounds."""
+    net = CohortNet(5).run()
+    cohort = net.nodes[0].cohort
+    assert cohort.sums.complete
+    gone = weakref.ref(cohort)
+    gc.disable()
+    try:
+        net.nodes[0].cohort = None
+        del cohort
+        assert gone() is None
+    finally:
+        gc.enable()
