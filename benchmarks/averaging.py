@@ -25,7 +25,8 @@ from benchmarks.averaging_swarm import Round, Spec, Swarm, quiet_environment, wr
 from benchmarks.report import report
 
 PARTS = ("encode", "mask", "unmask", "certify", "decode")
-SYSTEMS = ("murmuration", "murmuration-copies", "hivemind-float16", "hivemind-none")
+SYSTEMS = ("murmuration", "murmuration-copies", "murmuration-wide", "hivemind-float16", "hivemind-none")
+"""Ours: no copies of reducers' own chunks; one copy, the default of a run; no copies, chunks twice as long."""
 
 
 def count(text: str) -> int:
@@ -45,7 +46,7 @@ def start(system: str, parameters: int, peers: int, arguments: argparse.Namespac
             expected,
             arguments.ring_bits,
             int(variant == "copies"),
-            arguments.chunk_elements,
+            arguments.chunk_elements * (2 if variant == "wide" else 1),
             variant,
             arguments.profile,
         )
@@ -66,7 +67,9 @@ def row(system: str, swarm: Swarm, rounds: list[Round]) -> dict[str, Any]:
 
     line: dict[str, Any] = {
         "system": "murmuration" if ours else "hivemind",
-        "variant": f"{spec.ring_bits} bit, {spec.copies} copies" if ours else spec.compression,
+        "variant": f"{spec.ring_bits} bit, {spec.copies} copies, {spec.chunk_elements >> 10}k"
+        if ours
+        else spec.compression,
         "parameters": spec.parameters,
         "peers": spec.peers,
         "rounds": len(rounds),
