@@ -35,14 +35,17 @@ class Attestations:
         """Count a member's one attestation, which `envelope` signs. Raises ProtocolError (EQUIVOCATION, codec)."""
         if sender not in self._committee:
             return  # survivors who are not in the committee attest, too; only its word counts
-        value = record_hash(attest.record)
+        value = attest.value
+        if attest.record and record_hash(attest.record) != value:
+            raise ProtocolError(Refusal.BAD_HASH, "an attestation of another record than it shows")
         if self._of.setdefault(sender, value) != value:
             raise ProtocolError(Refusal.EQUIVOCATION, "two attestations in one round")
-        self._records.setdefault(value, decode_as(Record, attest.record))
+        if attest.record and value not in self._records:
+            self._records[value] = decode_as(Record, attest.record)
         self._envelopes[sender] = envelope
 
     def witnessed(self) -> Record | None:
-        """The record that a quorum of the committee attests, if there is one."""
+        """The record that a quorum of the committee attests, if there is one and I know it."""
         for value, record in self._records.items():
             if sum(self._of.get(peer) == value for peer in self._committee) >= self._needed:
                 return record
@@ -64,6 +67,8 @@ class Attestations:
             check_successor(record, self._head, self._tally)
         except ProtocolError:
             return Verdict.INVALID
+        if record.hash() in self._of.values():
+            self._records.setdefault(record.hash(), record)  # a long one comes with a proposal only
         if record in (self.mine, self.witnessed()):
             return Verdict.VALID
         return Verdict.UNKNOWN_YET

@@ -71,7 +71,7 @@ class ProofOfLock:
     signatures: Signatures
 
 
-@message(tag=0x45, cap=256 << 10)
+@message(tag=0x45, cap=896 << 10)
 @dataclass(frozen=True, slots=True)
 class Gossip:
     """What an undecided member holds, repeated until it decides: its ballots and why it is in its view
@@ -115,7 +115,7 @@ class Decision:
     certificate: Annotated[bytes, Length(2, 8 << 10)]
 
 
-@message(tag=0x49, cap=128 << 10)
+@message(tag=0x49, cap=768 << 10)
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Two envelopes that contradict each other, both signed by one member: two ballots of one kind, or two
@@ -126,7 +126,7 @@ class Evidence:
     second: Envelope
 
 
-@message(tag=0x4A, cap=192 << 10)
+@message(tag=0x4A, cap=832 << 10)
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What a member must not forget over a restart; never sent. Written through the guard before each message

@@ -67,7 +67,7 @@ class Collecting:
         self.threshold = threshold(count)
         self.layout = params.layout
         copies = min(params.reducer_copies, tolerated(count))
-        self.duties = Duties(self.layout.reducers(count), count, copies)
+        self.duties = Duties(roster.reducers(self.layout, roster.index), count, copies)
         self._dealing = Dealing(roster, self.me, secrets, self.threshold, urandom)
         self._masker = self._make_masker(secrets)
         self.r3 = SurvivorCertificate(params.run, roster, self.threshold)

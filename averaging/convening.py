@@ -7,15 +7,16 @@ to the next attempt.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
 from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.certificate import quorum
 from averaging.guard import Guard
 from averaging.keys import MemberSecrets
-from averaging.messages import Closed, Join
-from averaging.params import MAX_MEMBERS, RunParams, honest_witness
-from averaging.roster import CheckedRoster, check_join, check_roster, convener, decisive, make_roster
+from averaging.messages import Closed, Join, Seating
+from averaging.params import MAX_MEMBERS, MAX_PEERS, RunParams, honest_witness
+from averaging.roster import CheckedRoster, check_join, check_roster, convener, decisive, make_roster, make_seatings
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
@@ -24,6 +25,9 @@ from dht.wire import digest, encode
 WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD, MOVED = 0, 1, 2, 3, 4, 5
 _PATIENCE = 3
 """Times that a Join is sent before the next convener's turn."""
+_RELAYS = 2
+"""Members of each cohort to whom a convener sends the roster."""
+DEFAULT_CAPACITY = 100
 _MAX_AHEAD = 64
 """Joins for attempts further ahead than this are not kept."""
 
@@ -41,10 +45,15 @@ class Convening:
         guard: Guard,
         urandom: Callable[[int], bytes],
         gone: Iterable[PeerId] = (),
+        expected: Collection[PeerId] = (),
+        capacity: int = DEFAULT_CAPACITY,
     ) -> None:
-        """`gone`: peers that cannot be reached; nobody waits for them."""
+        """`gone`: peers that cannot be reached; nobody waits for them. `expected`: who was in the last sum, and is
+        waited for besides the committee. `capacity` is what I declare of my connection (see `Join`).
+        """
         self.params, self.round, self.head, self.committee = params, round_, head, committee
         self._identity, self._guard, self._urandom = identity, guard, urandom
+        self._expected, self._capacity = {*committee, *expected}, capacity
         self.attempt = -1
         self.secrets: MemberSecrets | None = None
         self.roster: CheckedRoster | None = None
@@ -53,6 +62,7 @@ class Convening:
         self._joins: dict[int, dict[PeerId, Envelope]] = {}
         self._missing: dict[PeerId, set[PeerId]] = {}
         self._signed: set[int] = set()
+        self._seatings: dict[PeerId, Envelope] = {}  # of the last roster that I signed
         self._gone = set(gone)
         self._at: dict[PeerId, int] = {}
         self.newcomers: set[PeerId] = set()
@@ -79,6 +89,7 @@ class Convening:
             public.audit_commitment,
             self._urandom(32),
             tokens,
+            self._capacity,
             missing,
         )
         self._join = self._seal(join)
@@ -119,7 +130,8 @@ class Convening:
         if convener(self.head, self.committee, join.attempt) != self._identity.peer_id:
             return [Send(sender, self._closed(NOT_CONVENER))]
         if self._joins.get(join.attempt, {}).get(sender) == envelope:
-            return []
+            known = join.attempt in self._signed and sender in self._seatings
+            return [Send(sender, self._seatings[sender])] if known else []
         if join.attempt in self._signed or (join.attempt < self.attempt and self.roster is not None):
             return [Send(sender, self._closed(SIGNED))]
         if join.attempt < self.attempt:
@@ -131,11 +143,11 @@ class Convening:
             self._at[sender] = join.attempt
         return [*self._collect(sender, envelope, join), *self._follow()]
 
-    def receive_roster(self, envelope: Envelope) -> CheckedRoster | None:
+    def receive_roster(self, seating: Seating) -> CheckedRoster | None:
         """A convener's roster. Raises ProtocolError when it is refused; None when I have one for this attempt."""
         if self._join is None or self.roster is not None:
             return None
-        self.roster = check_roster(envelope, self.params, self.round, self.head, self.committee, encode(self._join))
+        self.roster = check_roster(seating, self.params, self.round, self.head, self.committee, self._join)
         return self.roster
 
     def receive_closed(self, sender: PeerId, message: Closed) -> list[Action]:
@@ -192,7 +204,7 @@ class Convening:
 
     def _collect(self, sender: PeerId, envelope: Envelope, join: Join) -> list[Action]:
         joins = self._joins.setdefault(join.attempt, {})
-        if len(joins) >= MAX_MEMBERS:
+        if len(joins) >= MAX_PEERS:
             return [Send(sender, self._closed(SIGNED))]
         joins[sender] = envelope
         self._missing[sender] = {PeerId(peer) for peer in join.missing}
@@ -203,10 +215,11 @@ class Convening:
         named first, and only as many as can be spared."""
         present = self._joins.get(self.attempt, {})
         joins = {peer: join for peer, join in present.items() if self._at.get(peer, 0) <= self.attempt}
-        named = {peer: sum(peer in self._missing[other] for other in joins) for peer in joins}
-        for peer in sorted(joins, key=lambda peer: (-named[peer], peer)):
+        named = Counter(peer for other in joins for peer in self._missing[other])
+        laggards = [peer for peer in joins if 2 * named[peer] > len(joins)]
+        for peer in sorted(laggards, key=lambda peer: (-named[peer], peer)):
             rest = {other: join for other, join in joins.items() if other != peer}
-            if 2 * named[peer] > len(named) and self._enough(rest):
+            if self._enough(rest):
                 joins = rest
         return joins
 
@@ -214,12 +227,16 @@ class Convening:
         return len(joins) >= self.params.minimum and decisive(joins, self.committee)
 
     def _maybe_sign(self, *, deadline: bool) -> list[Action]:
-        joins = self._eligible()
         mine = self._identity.peer_id
-        if mine not in joins or self.attempt in self._signed or self.convener() != mine:
+        present = self._joins.get(self.attempt, {})
+        if mine not in present or self.attempt in self._signed or self.convener() != mine:
             return []
-        waiting_for = (set(self.committee) | self.newcomers) - self._gone - set(joins)
-        if not deadline and (waiting_for or not self._enough(joins)):
+        # First what is cheap: this is asked for each of a thousand Joins.
+        if not deadline and any(self._awaited(peer, present) for peer in (*self._expected, *self.newcomers)):
+            return []
+        joins = self._eligible()
+        waiting_for = (self._expected | self.newcomers) - self._gone - set(joins)
+        if mine not in joins or (not deadline and (waiting_for or not self._enough(joins))):
             return []
         if not self._enough(joins):
             needed = max(self.params.minimum, quorum(len(self.committee)))
@@ -229,8 +246,11 @@ class Convening:
             return [again, Note(text), *hints]
         return self._sign(joins)
 
+    def _awaited(self, peer: PeerId, present: Collection[PeerId]) -> bool:
+        return peer not in present and peer not in self._gone
+
     def _sign(self, joins: dict[PeerId, Envelope]) -> list[Action]:
-        roster = make_roster(self.params, self.round, self.attempt, self.head, joins)
+        roster = make_roster(self.round, self.attempt, self.head, joins)
         frame = encode(roster)
         self._signed.add(self.attempt)
         try:
@@ -240,11 +260,31 @@ class Convening:
             others = [peer for peer in joins if peer != self._identity.peer_id]
             closed = [Send(peer, self._closed(SIGNED)) for peer in others]
             return [Note(str(error)), *closed, *self.begin(self.attempt + 1, self._tokens())]
-        envelope = self._seal(roster)
         dropped = [peer for peer in self._joins[self.attempt] if peer not in joins]
-        actions: list[Action] = [CancelTimer(self._key("join"))]
-        actions += [Send(peer, envelope) for peer in joins]
+        actions: list[Action] = [CancelTimer(self._key("join")), *self._seat(self._seal(roster), joins)]
         return actions + [Send(peer, self._closed(LAGGARD)) for peer in dropped]
+
+    def _seat(self, roster: Envelope, joins: dict[PeerId, Envelope]) -> list[Action]:
+        """Send the roster to everybody; with several cohorts to two members of each, who pass it on: it is long."""
+        seatings = make_seatings(self.params, roster, joins)
+        actions: list[Action] = []
+        self._seatings = {}
+        for members, seating in seatings:
+            envelope = self._seal(seating)
+            self._seatings |= dict.fromkeys(members, envelope)
+            own = self._identity.peer_id in members
+            to = members if own or len(seatings) == 1 else members[:_RELAYS]
+            actions += [Send(peer, envelope) for peer in to]
+        return actions
+
+    def pass_on(self, seating: Seating) -> list[Action]:
+        """What the first members of a cohort do with the seating that the convener sent them."""
+        assert self.roster is not None
+        peers, mine = self.roster.peers, self._identity.peer_id
+        if self.roster.alone or mine not in peers[:_RELAYS]:
+            return []
+        envelope = self._seal(seating)
+        return [Send(peer, envelope) for peer in peers if peer not in (mine, self.convener())]
 
     def _closed(self, reason: int) -> Envelope:
         later = self.attempt + 1 if reason in (SIGNED, LAGGARD) else max(self.attempt, 0)

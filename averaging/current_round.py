@@ -14,7 +14,7 @@ from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.convening import Convening
 from averaging.guard import Guard
-from averaging.messages import Attest, Closed, Join, Roster, Shares
+from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
 from averaging.params import MAX_MEMBERS, RunParams, honest_witness
 from averaging.record import LOSS_SCALE, ZERO, Record, Survivor
 from averaging.work import Apply, Decided, Joined, ParticipantAction, Train
@@ -110,8 +110,8 @@ class CurrentRound:
             return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
         if isinstance(message, Closed):
             return self._track(self.convening.receive_closed(sender, message) if self.convening else [])
-        if isinstance(message, Roster):
-            return self._track(self._on_roster(envelope))
+        if isinstance(message, Seating):
+            return self._track(self._on_roster(message))
         if self.cohort is None or getattr(message, "sid", b"") != self.cohort.sid:
             self._keep_early(sender, message, frame)
             return []
@@ -149,11 +149,12 @@ class CurrentRound:
         if self._held is not None:
             self.outcome = self._held
             return []
-        attest = Attest(self.number, encode(record))
+        frame = encode(record)
+        attest = Attest(self.number, record.hash(), frame if len(frame) <= ATTESTED_CAP else b"")
         envelope = seal(self._identity, self.params.run, self.number, attest)
         self._attested.add(self._identity.peer_id, attest, envelope)
-        everybody = dict.fromkeys([*self.committee, *cohort.peers])
-        sends = [Send(peer, envelope) for peer in everybody if peer != self._identity.peer_id]
+        mine = self._identity.peer_id
+        sends = [Send(peer, envelope) for peer in self.committee if mine in self.committee and peer != mine]
         timer = SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit)
         return self._track([*sends, timer, *self._agree()])
 
@@ -188,10 +189,10 @@ class CurrentRound:
 
     # --- roster and cohort --------------------------------------------------------------------------------------
 
-    def _on_roster(self, envelope: Envelope) -> Sequence[ParticipantAction]:
+    def _on_roster(self, seating: Seating) -> Sequence[ParticipantAction]:
         if self.convening is None or self.cohort is not None:
             return []
-        roster = self.convening.receive_roster(envelope)
+        roster = self.convening.receive_roster(seating)
         if roster is None or self.convening.secrets is None:
             return []
         self.cohort = Cohort(self.params, self._identity, roster, self.convening.secrets, self._guard, self._urandom)
@@ -246,6 +247,7 @@ class CurrentRound:
             cohort.sid,
             cohort.sums.root(),
             tuple(sorted(survivors, key=lambda survivor: bytes(survivor.peer))),
+            (),
             cohort.sums.lost,
             max(0, min(round(loss * LOSS_SCALE), 2**32 - 1)),
             state_root,

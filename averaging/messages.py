@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from averaging.params import MAX_MEMBERS
-from averaging.record import RECORD_CAP
+from averaging.params import MAX_MEMBERS, MAX_PEERS
 from dht.wire import U8, U16, U32, U64, Bytes32, Count, Length, PeerIdBytes, Range, message
 
 Bitmap = Annotated[int, Range(0, 2**MAX_MEMBERS - 1)]
@@ -27,7 +26,7 @@ class Knock:
     head: Bytes32
 
 
-@message(tag=0x11, cap=8192)
+@message(tag=0x11, cap=4096)
 @dataclass(frozen=True, slots=True)
 class Join:
     """Round keys of one member for one attempt (step R0). Kept byte for byte in the roster."""
@@ -41,18 +40,37 @@ class Join:
     audit_commitment: Bytes32
     nonce: Bytes32
     tokens: U32  # expected to bring
+    capacity: U16  # of its connection, relative to the others'; 0: it cannot be dialled and reduces nothing
     missing: Annotated[tuple[PeerIdBytes, ...], Count(0, MAX_MEMBERS)]  # who stalled my last attempt
 
 
-@message(tag=0x12, cap=600_000)
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One line of a roster: a member, the digest of its Join's frame, and the capacity that the Join declares."""
+
+    peer: PeerIdBytes
+    join: Bytes32
+    capacity: U16
+
+
+@message(tag=0x12, cap=480_000)
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """The convener's list of an attempt's members: their Join envelopes, in cohort order."""
+    """The convener's list of an attempt's members, in the order that cuts cohorts."""
 
     round: U64
     attempt: U32
     head: Bytes32
-    joins: Annotated[tuple[Annotated[bytes, Length(64, 8192)], ...], Count(1, MAX_MEMBERS)]
+    seats: Annotated[tuple[Seat, ...], Count(1, MAX_PEERS)]
+
+
+@message(tag=0x20, cap=800_000)
+@dataclass(frozen=True, slots=True)
+class Seating:
+    """A roster as its convener signed it, with the Joins of one cohort. Members of the cohort pass it on."""
+
+    roster: Annotated[bytes, Length(64, 480_256)]
+    joins: Annotated[tuple[Annotated[bytes, Length(64, 4352)], ...], Count(1, MAX_MEMBERS)]
 
 
 @message(tag=0x13, cap=256)
@@ -166,13 +184,20 @@ class AuditShares:
     shares: Annotated[tuple[Bytes32, ...], Count(3, MAX_MEMBERS)]
 
 
-@message(tag=0x1E, cap=RECORD_CAP + 64)
+ATTESTED_CAP = 16 << 10
+"""Longest record that travels with every attestation; a longer one comes with the proposal alone."""
+
+
+@message(tag=0x1E, cap=ATTESTED_CAP + 128)
 @dataclass(frozen=True, slots=True)
 class Attest:
-    """I computed this round's record myself, and the state behind it is on my disk. `record` is its frame."""
+    """I computed the record with hash `value` myself, and the sums behind it are on my disk. `record` is its frame,
+    or empty when that is long.
+    """
 
     round: U64
-    record: Annotated[bytes, Length(2, RECORD_CAP)]
+    value: Bytes32
+    record: Annotated[bytes, Length(0, ATTESTED_CAP)]
 
 
 @message(tag=0x1F, cap=64)

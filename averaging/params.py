@@ -9,6 +9,16 @@ from dht.identity import PeerId
 
 MAX_MEMBERS = 64
 """Largest cohort: the mask graph is complete up to here."""
+MAX_COHORTS = 256
+"""Most cohorts of a roster: their sums fit into words one byte longer than the ring's."""
+MAX_PEERS = 4096
+"""Most members of a roster."""
+
+
+COORDINATORS = 4
+"""Peers that may propose which cohorts are in the sum, one after the other."""
+TOTAL_TURNS = 4
+"""Peers that may add up a chunk across cohorts, one after the other."""
 
 
 def tolerated(members: int) -> int:
@@ -43,6 +53,14 @@ class Deadlines:
         """The longest that one attempt of so many members may take from its roster to its last sum, in seconds."""
         sums = (tolerated(members) + 2) * self.sums  # a stand-in's turn for each death
         return self.shares + self.train + self.upload + self.survivors + self.unmask + sums + self.commit
+
+    def included(self, members: int) -> float:
+        """When the last cohort's result must be in, in seconds from the roster; then the rest goes on without it."""
+        return self.total(members) - self.commit
+
+    def across(self, members: int) -> float:
+        """The longest that an attempt of several cohorts, the largest of so many members, may take."""
+        return self.total(members) + COORDINATORS * self.survivors + TOTAL_TURNS * self.sums
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
+from averaging.params import MAX_COHORTS, MAX_PEERS
 from averaging.tally import Tally
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-from dht.wire import U32, U64, Bytes32, Count, PeerIdBytes, decode_as, digest, encode, message
+from dht.wire import U16, U32, U64, Bytes32, Count, PeerIdBytes, decode_as, digest, encode, message
 
 Item = TypeVar("Item", int, bytes)
-RECORD_CAP = 32 << 10
+RECORD_CAP = 352 << 10
 """Most bytes of a record's frame."""
-MAX_SURVIVORS = 64
+MAX_SURVIVORS = MAX_PEERS
 MAX_LOST_CHUNKS = 4096
 LOSS_SCALE = 4096
 """A record's `loss` counts in 1/4096."""
@@ -42,8 +43,10 @@ class Record:
     """The outcome of one round.
 
     `attempt`, `roster` (digest of the signed roster), `sid` and `aggregate_root` (Merkle root over the hashes of the
-    summed chunks) bind the record to the aggregation it came from. `survivors` are sorted by peer id. `lost_chunks`
-    are counted as zero by everyone. `loss` is the public mean training loss in units of 1/4096. `state_root` and
+    summed chunks) bind the record to the aggregation it came from. `survivors` are sorted by peer id. `left_out` are
+    the cohorts of the roster whose sums are not in it: they aborted, or came too late; their members keep their
+    updates. `lost_chunks` are counted as zero by everyone. `loss` is the public mean training loss in units of
+    1/4096. `state_root` and
     `tally_root` hold after the round.
     """
 
@@ -56,6 +59,7 @@ class Record:
     sid: Bytes32
     aggregate_root: Bytes32
     survivors: Annotated[tuple[Survivor, ...], Count(0, MAX_SURVIVORS)]
+    left_out: Annotated[tuple[U16, ...], Count(0, MAX_COHORTS)]
     lost_chunks: Annotated[tuple[U32, ...], Count(0, MAX_LOST_CHUNKS)]
     loss: U32
     state_root: Bytes32
@@ -70,7 +74,7 @@ class Record:
         return tuple(PeerId(survivor.peer) for survivor in self.survivors)
 
 
-@message(tag=0x40, cap=8 << 10)
+@message(tag=0x40, cap=176 << 10)
 @dataclass(frozen=True, slots=True)
 class Founding:
     """How a run begins: its first members (sorted by peer id) and the state they start from.
@@ -89,7 +93,7 @@ class Founding:
         survivors = tuple(Survivor(member, 0, 0) for member in self.members)
         sid = digest("founding", encode(self))
         return Record(
-            self.run, 0, self.run, False, 0, ZERO, sid, ZERO, survivors, (), 0, self.state_root, Tally().root()
+            self.run, 0, self.run, False, 0, ZERO, sid, ZERO, survivors, (), (), 0, self.state_root, Tally().root()
         )
 
 
@@ -128,6 +132,7 @@ def void_record(head: Record) -> Record:
         sid=ZERO,
         aggregate_root=ZERO,
         survivors=(),
+        left_out=(),
         lost_chunks=(),
         loss=0,
         state_root=head.state_root,
@@ -154,6 +159,7 @@ def check_successor(record: Record, head: Record, tally: Tally) -> Tally:
     if not record.survivors:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a record without survivors must be void")
     check_sorted(record.members(), "survivors")
+    check_sorted(record.left_out, "cohorts left out")
     check_sorted(record.lost_chunks, "lost chunks")
     after = tally.apply(record)
     if record.tally_root != after.root():

@@ -1,14 +1,17 @@
-"""Who takes part in an attempt: convener ranking, cohort order, and the checks of a signed roster."""
+"""Who takes part in an attempt: convener ranking, how the roster cuts cohorts, and the checks of a signed roster."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 from averaging.certificate import quorum
 from averaging.keys import check_public
-from averaging.messages import Join, Roster
-from averaging.params import RunParams
+from averaging.layout import Layout
+from averaging.messages import Join, Roster, Seat, Seating
+from averaging.params import MAX_COHORTS, MAX_MEMBERS, RunParams
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
@@ -31,20 +34,33 @@ def cohort_order(beacon: bytes, round_: int, peers: Iterable[PeerId]) -> tuple[P
     return tuple(sorted(peers, key=lambda peer: digest("cohort", beacon, round_.to_bytes(8, "big"), peer)))
 
 
+def cut(members: int, target: int, minimum: int) -> tuple[range, ...]:
+    """Cohorts of a roster of so many members, as ranges of its order; sizes differ by one at most.
+
+    As near to `target` as their number allows, none below `minimum` unless all together are, none above 64.
+    """
+    wanted = max(1, (2 * members + target) // (2 * target))  # rounds halves up
+    most = min(max(1, members // minimum), MAX_COHORTS)
+    count = max(min(wanted, most), -(-members // MAX_MEMBERS))
+    size, longer = divmod(members, count)
+    starts = [k * size + min(k, longer) for k in range(count + 1)]
+    return tuple(range(start, end) for start, end in pairwise(starts))
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One line of a checked roster."""
+    """One line of a cohort: a peer and its round keys."""
 
     peer: PeerId
     join: Join
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CheckedRoster:
-    """A roster whose signatures, order and heads hold. All members form one cohort.
+    """One cohort of a roster whose signatures, order and heads hold, and who is in the others.
 
-    Cutting `members` into several cohorts, and summing across them, is where networks beyond 64 peers will
-    branch off: everything below works on the members of one cohort and its sid.
+    `sid` names this cohort's aggregation, `round_sid` the whole roster's; they are equal while there is one cohort.
+    `seats` are all members in order, `cohorts` the ranges that cut them, `index` which of them `members` are.
     """
 
     round: int
@@ -53,11 +69,49 @@ class CheckedRoster:
     digest: bytes
     sid: bytes
     members: tuple[Member, ...]
+    round_sid: bytes
+    seats: tuple[Seat, ...]
+    cohorts: tuple[range, ...]
+    index: int
+
+    @cached_property
+    def peers(self) -> tuple[PeerId, ...]:
+        """The cohort's peer ids in index order."""
+        return tuple(member.peer for member in self.members)
+
+    @cached_property
+    def everybody(self) -> tuple[PeerId, ...]:
+        """All cohorts' peer ids, in order."""
+        return tuple(PeerId(seat.peer) for seat in self.seats)
 
     @property
-    def peers(self) -> tuple[PeerId, ...]:
-        """Members' peer ids in index order."""
-        return tuple(member.peer for member in self.members)
+    def alone(self) -> bool:
+        """Whether this cohort is the only one."""
+        return len(self.cohorts) == 1
+
+    @property
+    def largest(self) -> int:
+        """Members of the largest cohort, which fixes the codec's levels for all."""
+        return max(len(part) for part in self.cohorts)
+
+    def cohort(self, index: int) -> tuple[PeerId, ...]:
+        """The peer ids of a cohort."""
+        part = self.cohorts[index]
+        return self.everybody[part.start : part.stop]
+
+    def cohort_sid(self, index: int) -> bytes:
+        """The sid of a cohort's aggregation."""
+        return cohort_sid(self.round_sid, index, len(self.cohorts))
+
+    def reducers(self, layout: Layout, index: int) -> tuple[int, ...]:
+        """Member index that reduces each chunk in a cohort, by the capacities that its members declare."""
+        capacities = [self.seats[i].capacity for i in self.cohorts[index]]
+        return layout.reducers(len(capacities), capacities if any(capacities) else None)
+
+
+def cohort_sid(round_sid: bytes, index: int, count: int) -> bytes:
+    """The sid of one of `count` cohorts of a roster."""
+    return round_sid if count == 1 else digest("cohort-sid", round_sid, index.to_bytes(2, "big"))
 
 
 def check_join(envelope: Envelope, run: bytes, round_: int, attempt: int, head: bytes) -> Member:
@@ -74,36 +128,52 @@ def check_join(envelope: Envelope, run: bytes, round_: int, attempt: int, head: 
 
 
 def check_roster(
-    envelope: Envelope, params: RunParams, round_: int, head: bytes, committee: tuple[PeerId, ...], mine: bytes
+    seating: Seating, params: RunParams, round_: int, head: bytes, committee: tuple[PeerId, ...], mine: Envelope
 ) -> CheckedRoster:
-    """Check a convener's roster; `mine` is my Join envelope's frame, which must be in it unchanged.
+    """Check a convener's roster and my cohort's Joins; `mine` is my Join, which must be in it unchanged.
 
-    Raises ProtocolError: wrong convener, head, order, a bad or repeated Join, too few members.
+    Raises ProtocolError: wrong convener, head, order, a bad, repeated or exchanged Join, too few members.
     """
+    envelope = decode_as(Envelope, seating.roster)
     sender = envelope.check(params.run)
     roster = decode_as(Roster, envelope.body)
     if (envelope.round, roster.round, roster.head) != (round_, round_, head):
         raise ProtocolError(Refusal.STALE, f"a roster for round {roster.round}")
     if sender != convener(head, committee, roster.attempt):
         raise ProtocolError(Refusal.WRONG_SENDER, f"{sender.short} does not convene attempt {roster.attempt}")
-    if mine not in roster.joins:
-        raise ProtocolError(Refusal.NOT_A_MEMBER, "my Join is not in the roster as I signed it")
-    members = tuple(
-        check_join(decode_as(Envelope, frame), params.run, round_, roster.attempt, head) for frame in roster.joins
-    )
-    peers = tuple(member.peer for member in members)
+    peers = tuple(PeerId(seat.peer) for seat in roster.seats)
     if peers != cohort_order(head, round_, set(peers)):
         raise ProtocolError(Refusal.UNEXPECTED, "the roster repeats a peer or is out of order")
     if len(peers) < params.minimum:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{len(peers)} members, at least {params.minimum} needed")
     if not decisive(peers, committee):
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, "fewer than a quorum of the committee: its record would not stand")
+    me = PeerId(mine.sender)
+    if me not in peers or roster.seats[peers.index(me)].join != join_digest(encode(mine)):
+        raise ProtocolError(Refusal.NOT_A_MEMBER, "my Join is not in the roster as I signed it")
+    cohorts = cut(len(peers), params.target, params.minimum)
+    index = next(k for k, part in enumerate(cohorts) if peers.index(me) in part)
+    members = _check_members(seating, tuple(roster.seats[i] for i in cohorts[index]), params.run, roster)
+    name = digest("roster", envelope.body)
+    sid = digest("sid", params.run, round_.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
+    own = cohort_sid(sid, index, len(cohorts))
+    return CheckedRoster(round_, roster.attempt, head, name, own, members, sid, roster.seats, cohorts, index)
+
+
+def _check_members(seating: Seating, seats: tuple[Seat, ...], run: bytes, roster: Roster) -> tuple[Member, ...]:
+    """My cohort's members, once each Join is the one that its seat names. Raises ProtocolError."""
+    if len(seating.joins) != len(seats):
+        raise ProtocolError(Refusal.NOT_A_MEMBER, f"{len(seating.joins)} Joins for a cohort of {len(seats)}")
+    members = []
+    for seat, frame in zip(seats, seating.joins, strict=True):
+        member = check_join(decode_as(Envelope, frame), run, roster.round, roster.attempt, roster.head)
+        if (seat.peer, seat.join, seat.capacity) != (bytes(member.peer), join_digest(frame), member.join.capacity):
+            raise ProtocolError(Refusal.BAD_HASH, f"the seat of {member.peer.short} names another Join")
+        members.append(member)
     keys = {key for member in members for key in (member.join.mask_key, member.join.share_key)}
     if len(keys) != 2 * len(members):
         raise ProtocolError(Refusal.EQUIVOCATION, "two members use one key")
-    name = digest("roster", envelope.body)
-    sid = digest("sid", params.run, round_.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
-    return CheckedRoster(round_, roster.attempt, head, name, sid, members)
+    return tuple(members)
 
 
 def decisive(peers: Collection[PeerId], committee: Collection[PeerId]) -> bool:
@@ -114,7 +184,28 @@ def decisive(peers: Collection[PeerId], committee: Collection[PeerId]) -> bool:
     return len(set(peers) & set(committee)) >= quorum(len(committee))
 
 
-def make_roster(params: RunParams, round_: int, attempt: int, head: bytes, joins: dict[PeerId, Envelope]) -> Roster:
-    """The roster of these Joins, in cohort order."""
-    order = cohort_order(head, round_, joins)
-    return Roster(round_, attempt, head, tuple(encode(joins[peer]) for peer in order))
+def join_digest(frame: bytes) -> bytes:
+    """What a seat keeps of a Join's frame, 32 bytes."""
+    return digest("join", frame)
+
+
+def make_roster(round_: int, attempt: int, head: bytes, joins: Mapping[PeerId, Envelope]) -> Roster:
+    """The roster of these Joins."""
+    seats = []
+    for peer in cohort_order(head, round_, joins):
+        capacity = decode_as(Join, joins[peer].body).capacity
+        seats.append(Seat(bytes(peer), join_digest(encode(joins[peer])), capacity))
+    return Roster(round_, attempt, head, tuple(seats))
+
+
+def make_seatings(
+    params: RunParams, roster: Envelope, joins: Mapping[PeerId, Envelope]
+) -> list[tuple[tuple[PeerId, ...], Seating]]:
+    """For every cohort its members and what they get: the signed roster with their Joins."""
+    peers = [PeerId(seat.peer) for seat in decode_as(Roster, roster.body).seats]
+    frame = encode(roster)
+    seatings = []
+    for part in cut(len(peers), params.target, params.minimum):
+        members = tuple(peers[i] for i in part)
+        seatings.append((members, Seating(frame, tuple(encode(joins[peer]) for peer in members))))
+    return seatings

@@ -21,9 +21,9 @@ from averaging.cohort import Cohort
 from averaging.guard import MemoryGuard
 from averaging.keys import MemberSecrets
 from averaging.layout import Layout
-from averaging.messages import Join
+from averaging.messages import Join, Seating
 from averaging.params import Deadlines, RunParams
-from averaging.roster import CheckedRoster, check_roster, convener, make_roster
+from averaging.roster import CheckedRoster, check_roster, convener, make_roster, make_seatings
 from averaging.scales import levels
 from averaging.work import Reduce, Transfer, Upload
 from dht.envelope import Envelope, seal
@@ -46,7 +46,7 @@ def small_params(n: int, bits: int = 16, chunks: int | None = None, **changes: A
     """One Hadamard block a chunk, and a chunk for everybody unless `chunks` says otherwise."""
     layout = Layout((chunks or n) * 4096 - 5, bits, 4096)
     limits = Deadlines(2.0, 4.0, 4.0, 6.0, 4.0, 2.0, 6.0, 3.0)
-    return RunParams(RUN, identity(0).peer_id, layout, **{"minimum": 3, "deadlines": limits, **changes})
+    return RunParams(RUN, identity(0).peer_id, layout, **{"minimum": 3, "target": 64, "deadlines": limits, **changes})
 
 
 def make_secrets(n: int, seed: int) -> list[MemberSecrets]:
@@ -59,24 +59,26 @@ def sign_joins(secrets: Mapping[int, MemberSecrets], attempt: int = 0, round_: i
         public = secret.public()
         keys = (public.mask_key, public.share_key, public.self_commitment, public.audit_commitment)
         joins[i] = seal(
-            identity(i), RUN, round_, Join(round_, attempt, HEAD, *keys, digest("nonce", secret.e), 100, ())
+            identity(i), RUN, round_, Join(round_, attempt, HEAD, *keys, digest("nonce", secret.e), 100, 100, ())
         )
     return joins
 
 
-def sign_roster(params: RunParams, joins: Iterable[Envelope], attempt: int = 0, round_: int = 1) -> Envelope:
-    """The roster of these Joins, signed by the convener out of the members' committee."""
+def sign_roster(params: RunParams, joins: Iterable[Envelope], attempt: int = 0, round_: int = 1) -> Seating:
+    """The only cohort of the roster of these Joins, signed by the convener out of the members' committee."""
     by_peer = {join.check(RUN): join for join in joins}
-    roster = make_roster(params, round_, attempt, HEAD, by_peer)
+    roster = make_roster(round_, attempt, HEAD, by_peer)
     by_id = {identity(i).peer_id: identity(i) for i in range(64)}
-    return seal(by_id[convener(HEAD, sorted(by_peer), attempt)], RUN, round_, roster)
+    signed = seal(by_id[convener(HEAD, sorted(by_peer), attempt)], RUN, round_, roster)
+    ((_, seating),) = make_seatings(params, signed, by_peer)
+    return seating
 
 
-def accept_roster(params: RunParams, envelope: Envelope, mine: Envelope, round_: int = 1) -> CheckedRoster:
+def accept_roster(params: RunParams, seating: Seating, mine: Envelope, round_: int = 1) -> CheckedRoster:
     """What a member makes of a roster."""
-    joins = [decode_as(Envelope, frame) for frame in envelope.message().joins]
+    joins = [decode_as(Envelope, frame) for frame in seating.joins]
     committee = tuple(sorted(join.check(RUN) for join in joins))
-    return check_roster(envelope, params, round_, HEAD, committee, encode(mine))
+    return check_roster(seating, params, round_, HEAD, committee, mine)
 
 
 class Node:

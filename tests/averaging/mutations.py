@@ -106,8 +106,8 @@ def no_minimum() -> AbstractContextManager[None]:
     """Rosters of any size are taken."""
     honest = convening.check_roster
 
-    def lax(envelope: Any, params: Any, *rest: Any) -> Any:
-        return honest(envelope, replace(params, minimum=1), *rest)
+    def lax(seating: Any, params: Any, *rest: Any) -> Any:
+        return honest(seating, replace(params, minimum=1), *rest)
 
     return _patched((convening, "check_roster", lax))
 

@@ -27,13 +27,13 @@ KEYS = {identity(i).peer_id: identity(i) for i in range(20)}
 def record(state: str = "next") -> Record:
     survivors = tuple(Survivor(peer, 5, 1) for peer in COMMITTEE)
     draft = Record(
-        RUN, 1, HEAD.hash(), False, 0, bytes(32), bytes(32), bytes(32), survivors, (), 0, digest(state), bytes(32)
+        RUN, 1, HEAD.hash(), False, 0, bytes(32), bytes(32), bytes(32), survivors, (), (), 0, digest(state), bytes(32)
     )
     return replace(draft, tally_root=Tally().apply(draft).root())
 
 
 def attest(box: Attestations, peer, value: Record) -> Envelope:
-    message = Attest(1, encode(value))
+    message = Attest(1, value.hash(), encode(value))
     envelope = seal(KEYS[peer], RUN, 1, message)
     box.add(peer, message, envelope)
     return envelope

@@ -9,7 +9,7 @@ import pytest
 from averaging.actions import Note, Send, SetTimer
 from averaging.convening import ANOTHER_HEAD, LAGGARD, MOVED, NOT_CONVENER, SIGNED, WAITING, Convening
 from averaging.guard import MemoryGuard
-from averaging.messages import Closed, Join, Roster
+from averaging.messages import Closed, Join, Seating
 from averaging.roster import convener
 from dht.envelope import seal
 from dht.errors import ProtocolError, Refusal
@@ -65,7 +65,7 @@ def rest(*without: PeerId) -> list[PeerId]:
 
 def test_a_roster_is_signed_as_soon_as_all_have_joined():
     _, actions = convene(rest())
-    rosters = sent(actions, Roster)
+    rosters = sent(actions, Seating)
     assert [to for to, _ in rosters] and {to for to, _ in rosters} == set(COMMITTEE)
     assert len({roster for _, roster in rosters}) == 1
 
@@ -73,9 +73,9 @@ def test_a_roster_is_signed_as_soon_as_all_have_joined():
 def test_it_waits_for_the_committee_and_no_longer_than_its_window():
     late = OTHERS[0]
     host, actions = convene(rest(late))
-    assert sent(actions, Roster) == []
+    assert sent(actions, Seating) == []
     closing = host.timeout(("join", 1, 0))
-    assert {to for to, _ in sent(closing, Roster)} == set(COMMITTEE) - {late}
+    assert {to for to, _ in sent(closing, Seating)} == set(COMMITTEE) - {late}
     envelope = join_of(late)
     answer = sent(host.receive_join(late, envelope, envelope.message()), Closed)
     assert [(to, closed.reason, closed.attempt) for to, closed in answer] == [(late, SIGNED, 1)]
@@ -83,9 +83,9 @@ def test_it_waits_for_the_committee_and_no_longer_than_its_window():
 
 def test_it_does_not_wait_for_who_is_gone():
     _, actions = convene(rest(OTHERS[0]), gone=[OTHERS[0]])
-    assert len(sent(actions, Roster)) == N - 1
+    assert len(sent(actions, Seating)) == N - 1
     host, actions = convene(rest(OTHERS[0]))
-    assert sent(host.suspect(OTHERS[0]), Roster)
+    assert sent(host.suspect(OTHERS[0]), Seating)
 
 
 def test_it_waits_a_window_for_a_newcomer():
@@ -93,16 +93,16 @@ def test_it_waits_a_window_for_a_newcomer():
     host = machine(FIRST)
     host.newcomers.add(newcomer)
     host.begin(0, 100)
-    assert sent(feed(host, rest()), Roster) == []
+    assert sent(feed(host, rest()), Seating) == []
     envelope = join_of(newcomer)
-    rosters = sent(host.receive_join(newcomer, envelope, envelope.message()), Roster)
+    rosters = sent(host.receive_join(newcomer, envelope, envelope.message()), Seating)
     assert newcomer in {to for to, _ in rosters}
 
 
 def test_too_few_wait_and_are_told_so():
     host, _ = convene(OTHERS[:4])
     actions = host.timeout(("join", 1, 0))
-    assert sent(actions, Roster) == []
+    assert sent(actions, Seating) == []
     assert notes(actions) == ["5 of 6 peers joined; the round waits"]
     assert {(to, closed.reason) for to, closed in sent(actions, Closed)} == {(peer, WAITING) for peer in OTHERS[:4]}
     assert any(isinstance(action, SetTimer) and action.key == ("join", 1, 0) for action in actions)
@@ -116,7 +116,7 @@ def test_joins_that_come_before_the_conveners_own_turn_do_not_keep_its_window_sh
     feed(host, early, attempt=1)
     actions = host.begin(1, 100)
     assert any(isinstance(action, SetTimer) and action.key == ("join", 1, 1) for action in actions)
-    assert {to for to, _ in sent(host.timeout(("join", 1, 1)), Roster)} == {SECOND, *early}
+    assert {to for to, _ in sent(host.timeout(("join", 1, 1)), Seating)} == {SECOND, *early}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_newest_join_of_a_peer_that_restarted_counts():
     for life in (0, 1):
         envelope = join_of(OTHERS[0], life=life)
         host.receive_join(OTHERS[0], envelope, envelope.message())
-    (roster, *_) = [roster for _, roster in sent(feed(host, [OTHERS[1]]), Roster)]
+    (roster, *_) = [roster for _, roster in sent(feed(host, [OTHERS[1]]), Seating)]
     assert encode(join_of(OTHERS[0], life=1)) in roster.joins
     assert encode(join_of(OTHERS[0], life=0)) not in roster.joins
 
@@ -155,11 +155,11 @@ def test_a_convener_that_restarts_signs_no_second_roster():
     guard = MemoryGuard()
     host = machine(FIRST, guard)
     host.begin(0, 100)
-    assert sent(feed(host, rest()), Roster)
+    assert sent(feed(host, rest()), Seating)
     again = machine(FIRST, guard, life=1)
     again.begin(0, 100)
     actions = feed(again, rest())
-    assert sent(actions, Roster) == []
+    assert sent(actions, Seating) == []
     assert {to for to, closed in sent(actions, Closed) if closed.reason == SIGNED} == set(rest())
     assert again.attempt == 1
 
@@ -169,10 +169,10 @@ def test_a_laggard_that_most_name_is_left_out_and_told():
     host.begin(1, 100, (OTHERS[0],))
     actions = feed(host, [p for p in COMMITTEE if p not in (SECOND, OTHERS[0])], attempt=1, missing=(OTHERS[0],))
     actions += feed(host, [OTHERS[0]], attempt=1)
-    assert OTHERS[0] not in {to for to, _ in sent(actions, Roster)}
-    assert len(sent(actions, Roster)) == 0  # it is in the committee, so its window stays open for it
+    assert OTHERS[0] not in {to for to, _ in sent(actions, Seating)}
+    assert len(sent(actions, Seating)) == 0  # it is in the committee, so its window stays open for it
     closing = host.timeout(("join", 1, 1))
-    assert {to for to, _ in sent(closing, Roster)} == set(COMMITTEE) - {OTHERS[0]}
+    assert {to for to, _ in sent(closing, Seating)} == set(COMMITTEE) - {OTHERS[0]}
     assert [(to, closed.reason) for to, closed in sent(closing, Closed)] == [(OTHERS[0], LAGGARD)]
 
 
@@ -182,7 +182,7 @@ def test_no_more_are_left_out_than_can_be_spared():
     host = machine(SECOND)
     host.begin(1, 100, named)
     feed(host, [p for p in COMMITTEE if p != SECOND], attempt=1, missing=named)
-    rosters = sent(host.timeout(("join", 1, 1)), Roster)
+    rosters = sent(host.timeout(("join", 1, 1)), Seating)
     assert len(rosters) == 6
 
 
@@ -265,8 +265,8 @@ def test_others_are_followed_once_one_of_them_must_be_honest():
 
 def test_a_member_of_a_roster_stays_and_catches_up_when_it_fails():
     host, actions = convene(rest())
-    (envelope,) = {a.message for a in actions if isinstance(a, Send) and isinstance(a.message.message(), Roster)}
-    assert host.receive_roster(envelope) is not None
+    (envelope,) = {a.message for a in actions if isinstance(a, Send) and isinstance(a.message.message(), Seating)}
+    assert host.receive_roster(envelope.message()) is not None
     for sender in OTHERS[:3]:
         assert host.receive_closed(sender, moved(5)) == []
     assert host.attempt == 0
@@ -278,7 +278,7 @@ def test_joins_of_who_has_gone_on_are_not_put_into_a_roster():
     host, _ = convene(rest(OTHERS[0]))
     host.receive_closed(OTHERS[1], moved(1))
     closing = host.timeout(("join", 1, 0))
-    assert {to for to, _ in sent(closing, Roster)} == set(COMMITTEE) - {OTHERS[0], OTHERS[1]}
+    assert {to for to, _ in sent(closing, Seating)} == set(COMMITTEE) - {OTHERS[0], OTHERS[1]}
 
 
 def test_who_waits_for_a_convener_that_went_on_is_told_where_it_is():

@@ -79,7 +79,7 @@ def test_early_shares_are_used(swarm):
     held = {"now": False}
 
     def on_event(name, peer) -> None:
-        held["now"] = name == "Roster"
+        held["now"] = name == "Seating"
         if name == "Shares":
             overtaken.append(name)
 
@@ -98,7 +98,7 @@ def test_an_attempt_that_fails_leads_to_the_next_one_without_its_laggards(swarm)
     attempts: list[int] = []
 
     def on_event(name, peer) -> None:
-        if name == "Roster":
+        if name == "Seating":
             attempts.append(peer.participant.current.convening.attempt)
 
     swarm.on_event = on_event

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from averaging import messages as module
-from averaging.record import RECORD_CAP
-from dht.envelope import BODY_CAP
+from dht.envelope import BODY_CAP, seal
 from dht.errors import ProtocolError
 from dht.identity import PeerId
 from dht.wire import REGISTRY, Count, Length, Range, decode, encode, message_type
@@ -25,6 +24,8 @@ CLASSES = [row.cls for row in REGISTRY.values() if row.cls.__module__ == module.
 
 def extreme(hint: Any, high: bool) -> Any:
     """The longest or shortest value of a field."""
+    if dataclasses.is_dataclass(hint):
+        return extreme_message(hint, high)  # type: ignore[arg-type]
     hint, bound = typing.get_args(hint)[0], typing.get_args(hint)[-1]
     match bound:
         case Range(low, top):
@@ -86,7 +87,12 @@ def test_bounds_belong_to_every_field():
             assert typing.get_origin(hint) is Annotated, cls
 
 
+def test_a_roster_of_the_largest_size_fits_its_seating():
+    roster = seal(identity(0), bytes(32), 2**64 - 1, extreme_message(module.Roster, True))
+    assert encode(module.Seating(encode(roster), (bytes(4352),) * 64))
+
+
 def test_a_record_of_the_largest_size_can_be_attested():
-    attest = module.Attest(1, bytes(RECORD_CAP))
+    attest = module.Attest(1, bytes(32), bytes(module.ATTESTED_CAP))
     assert decode(encode(attest)) == attest
     assert PeerId(identity(0).peer_id)

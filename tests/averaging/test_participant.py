@@ -136,7 +136,7 @@ def test_only_what_proves_itself_may_be_passed_on(seen):
 
 
 def test_a_message_from_ahead_is_kept_and_makes_me_ask(seen):
-    ahead = seen.sign(Attest(seen.me.round + 1, b"xx"), round_=seen.me.round + 1)
+    ahead = seen.sign(Attest(seen.me.round + 1, bytes(32), b"xx"), round_=seen.me.round + 1)
     (asked,) = seen.me.receive(seen.other.id, ahead)
     assert isinstance(asked, Send) and asked.message.message() == ChainRequest(seen.me.round - 1)
     assert len(seen.me._mailbox.take(seen.me.round + 1)) == 1
@@ -195,7 +195,7 @@ def test_good_links_before_a_bad_one_are_taken_and_the_peer_goes_on(seen):
 
 
 def test_the_sums_of_the_last_round_can_still_be_had():
-    seen = Seen("Roster")
+    seen = Seen("Seating")
     previous = seen.me.previous
     message = seen.sign(Missing(previous.sid, (0,)), round_=previous.roster.round)
     actions = seen.me.receive(seen.other.id, message)

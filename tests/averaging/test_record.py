@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from averaging.params import MAX_COHORTS
 from averaging.record import (
     MAX_LOST_CHUNKS,
     MAX_SURVIVORS,
@@ -81,7 +82,10 @@ def test_the_largest_record_fits_its_cap():
     top = 2**32 - 1
     survivors = tuple(Survivor(bytes(MEMBERS[0]), 2**64 - 1, top) for _ in range(MAX_SURVIVORS))
     lost = (top,) * MAX_LOST_CHUNKS
-    full = replace(genesis(), round=2**64 - 1, survivors=survivors, lost_chunks=lost, attempt=top, loss=top)
+    out = (2**16 - 1,) * MAX_COHORTS
+    full = replace(
+        genesis(), round=2**64 - 1, survivors=survivors, lost_chunks=lost, left_out=out, attempt=top, loss=top
+    )
     assert len(encode(full)) <= RECORD_CAP
 
 
@@ -98,6 +102,7 @@ def test_the_largest_record_fits_its_cap():
         ({"survivors": (Survivor(MEMBERS[0], 1, 1), Survivor(MEMBERS[0], 2, 1))}, Refusal.OUT_OF_BOUNDS),
         ({"survivors": (Survivor(b"\x00" * 39, 1, 1),)}, Refusal.OUT_OF_BOUNDS),
         ({"lost_chunks": (3, 3)}, Refusal.OUT_OF_BOUNDS),
+        ({"left_out": (2, 1)}, Refusal.OUT_OF_BOUNDS),
         ({"void": True}, Refusal.BAD_HASH),
     ],
 )

@@ -30,14 +30,13 @@ from averaging.messages import (
     Manifest,
     Ready,
     Receipt,
-    Roster,
     Shares,
     SumHashes,
     Survivors,
     Unmask,
     Vote,
 )
-from averaging.roster import cohort_order, convener
+from averaging.roster import convener, make_roster, make_seatings
 from averaging.survivors import bitmap
 from dht.envelope import seal
 from dht.errors import ProtocolError, Refusal
@@ -242,11 +241,11 @@ def no_cohort_below_the_minimum() -> None:
     absent = next(i for i in range(5) if i not in (owner, me))
     joins = sign_joins({i: s for i, s in enumerate(make_secrets(5, 1)) if i not in (me, absent)})
     by_peer = {identity(i).peer_id: join for i, join in joins.items()} | {identity(me).peer_id: machine._join}
-    order = cohort_order(HEAD, 1, by_peer)
-    roster = Roster(1, 0, HEAD, tuple(encode(by_peer[peer]) for peer in order))
+    roster = make_roster(1, 0, HEAD, by_peer)
     refused = None
     try:
-        machine.receive_roster(seal(identity(owner), RUN, 1, roster))
+        ((_, seating),) = make_seatings(params, seal(identity(owner), RUN, 1, roster), by_peer)
+        machine.receive_roster(seating)
     except ProtocolError as error:
         refused = error.refusal
     rule(machine.roster is None and refused is Refusal.OUT_OF_BOUNDS, "a cohort below the minimum")

@@ -165,7 +165,8 @@ def second_version(message: object) -> object | None:
             return replace(message, survivors=message.survivors & (message.survivors - 1))
         case Attest():
             record = decode_as(Record, message.record)
-            return replace(message, record=encode(replace(record, loss=record.loss + 1)))
+            frame = encode(replace(record, loss=record.loss + 1))
+            return replace(message, value=record_hash(frame), record=frame)
         case Manifest():
             return replace(message, hashes=(bytes(32), *message.hashes[1:]))
         case SumHashes() if message.hashes:
@@ -324,7 +325,7 @@ def test_a_peer_that_dies_in_a_round_comes_back_into_a_later_one():
 
 
 ROLES = {
-    "convener": ("Roster", 3, lambda swarm, peer: True),
+    "convener": ("Seating", 3, lambda swarm, peer: True),
     "leader": ("Survivors", 3, lambda swarm, peer: True),
     "leader after its proposal": ("Vote", 1, lambda swarm, peer: swarm.cohort_of(peer.id).me == 0),
     "reducer": ("reduce", 1, lambda swarm, peer: True),

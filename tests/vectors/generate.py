@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256, shake_256
 from pathlib import Path
@@ -16,8 +17,15 @@ from typing import Any
 import numpy as np
 
 from averaging import encoding, keys, masking, scales, sealing, shamir
+from averaging.ballots import PRECOMMIT, Ballot, Certificate
+from averaging.certificate import proposers
 from averaging.layout import BLOCK, RING_DTYPES, Layout
+from averaging.record import Record, Survivor, check_founding, found, void_record
 from averaging.rotation import Rotation
+from averaging.tally import Tally
+from dht.envelope import seal
+from dht.identity import Identity
+from dht.wire import encode
 
 HERE = Path(__file__).parent
 
@@ -124,12 +132,48 @@ def encoding_vectors() -> list[dict[str, Any]]:
     return rows
 
 
+def record_vectors() -> dict[str, Any]:
+    """A founding, a record, its void successor, and the certificate of the record."""
+    members = sorted((Identity(sha256(b"vector %d" % i).digest()) for i in range(4)), key=lambda key: key.peer_id)
+    founder = Identity(sha256(b"vector 0").digest())
+    run = sha256(b"vector run").digest()
+    founding = found(founder, run, tuple(key.peer_id for key in members), b"\x01" * 32, b"\x02" * 32)
+    start = check_founding(founding, run, founder.peer_id).record()
+    survivors = tuple(Survivor(bytes(key.peer_id), 1000 * (i + 1), 3 + i) for i, key in enumerate(members))
+    bound = [bytes([k]) * 32 for k in (3, 4, 5)]
+    record = Record(run, 1, start.hash(), False, 2, *bound, survivors, (1, 4), (7, 9), 14000, b"\x06" * 32, bytes(32))
+    tally = Tally().apply(record)
+    record = replace(record, tally_root=tally.root())
+    ballot = Ballot(1, 2, PRECOMMIT, record.hash())
+    signers = (0, 2, 3)
+    ballots = [seal(members[i], run, 1, ballot) for i in signers]
+    certificate = Certificate(1, 2, record.hash(), signers, tuple(envelope.signature for envelope in ballots))
+    return {
+        "about": "Frames and hashes of the round record, in hex. Keys: secret i is SHA-256 of 'vector i'; "
+        "run is SHA-256 of 'vector run'.",
+        "founding_envelope": encode(founding).hex(),
+        "founding_record": encode(start).hex(),
+        "founding_hash": start.hash().hex(),
+        "record": encode(record).hex(),
+        "record_hash": record.hash().hex(),
+        "void_record": encode(void_record(record)).hex(),
+        "void_hash": void_record(record).hash().hex(),
+        "tally_leaves": [tally.shares[peer].leaf(peer).hex() for peer in tally.peers()],
+        "tally_root": tally.root().hex(),
+        "ballot": encode(ballot).hex(),
+        "ballot_envelope": encode(ballots[0]).hex(),
+        "certificate": encode(certificate).hex(),
+        "proposers": [peer.hex() for peer in proposers(record.members(), record.parent)],
+    }
+
+
 VECTORS: dict[str, Callable[[], Any]] = {
     "shamir": shamir_vectors,
     "keys": keys_vectors,
     "masking": masking_vectors,
     "rotation": rotation_vectors,
     "encoding": encoding_vectors,
+    "record": record_vectors,
 }
 
 
