@@ -9,10 +9,10 @@ TORCH ?= torch==2.13.0
 CHECKED := dht averaging ledger peer bootstrap benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint types tests format demo bench clean
+.PHONY: help venv test lint types tests format demo bench reliability clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## create .venv and install everything (again only when pyproject or constraints change)
 
@@ -58,6 +58,10 @@ bench: $(STAMP) ## every benchmark, beside its baseline; tables on the screen, J
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 		$(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
+
+SEEDS ?= 200
+reliability: $(STAMP) ## the whole fault matrix; writes docs/reliability.md (SEEDS=200: an hour on two cores)
+	$(BIN)/python -m tests.fault.matrix --seeds $(SEEDS) --workers $(WORKERS) --write
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,109 @@
+"""The fault matrix: every fault on many seeds, and the table of `docs/reliability.md` that comes of it.
+
+python -m tests.fault.matrix --seeds 200 --write      all cases, two workers; rewrites the page
+python -m tests.fault.matrix --only "split" --seeds 20    faults whose name contains a text
+python -m tests.fault.matrix --only "R4 before" --seed 17    one case again
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from tests.fault.reliability import PAGE, Row, write
+from tests.sim.cases import FAULTS, Outcome, play, prepare
+from tests.sim.faults import memoised
+
+
+def in_a_fork(fault: str, seed: int) -> Outcome:
+    """Play a case in a child process, which inherits the prepared swarm. A case that cannot run counts as hung."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            outcome = play(fault, seed)
+        except BaseException as error:
+            outcome = Outcome(fault, seed, 0, divergent=(f"could not run: {error!r}",), hangs=1)
+        with os.fdopen(writer, "wb") as pipe:
+            pickle.dump(outcome, pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    result: Outcome = pickle.loads(told)
+    return result
+
+
+def all_of(seed: int, faults: Sequence[str]) -> list[Outcome]:
+    """Every fault on the swarm of one seed."""
+    with memoised():
+        prepare(seed)
+        return [in_a_fork(fault, seed) for fault in faults]
+
+
+@dataclass
+class Sums:
+    """What is known of one fault so far."""
+
+    runs: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def row(self, fault: str) -> Row:
+        """Its row of the table."""
+        found = sorted(self.outcomes, key=lambda outcome: outcome.seed)
+        return Row(
+            fault,
+            len(found),
+            sum(bool(outcome.fired) for outcome in found),
+            sum(bool(outcome.divergent) for outcome in found),
+            sum(bool(outcome.wrong) for outcome in found),
+            sum(outcome.hangs for outcome in found),
+            sum(outcome.lost for outcome in found),
+            tuple(outcome.seed for outcome in found if not outcome.good),
+        )
+
+
+def play_all(faults: Sequence[str], seeds: Sequence[int], workers: int) -> Iterator[Row]:
+    """All cases; rows in the order of the faults. Progress goes to stderr."""
+    sums = {fault: Sums() for fault in faults}
+    began = time.monotonic()
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        for done, outcomes in enumerate(pool.imap_unordered(partial(all_of, faults=faults), seeds), 1):
+            for outcome in outcomes:
+                sums[outcome.fault].outcomes.append(outcome)
+                if not outcome.good:
+                    print(f"not good: {outcome}", file=sys.stderr)
+            spent = time.monotonic() - began
+            print(f"{done} of {len(seeds)} seeds, {spent:.0f} s", file=sys.stderr, flush=True)
+    return (sums[fault].row(fault) for fault in faults)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 when every fault fired in every run and every promise was kept."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fault.matrix", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=200, help="how many seeds, from 0 on (200)")
+    parser.add_argument("--seed", type=int, help="this seed alone")
+    parser.add_argument("--only", default="", help="faults whose name contains this text")
+    parser.add_argument("--workers", type=int, default=2, help="processes (2)")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
+    options = parser.parse_args(arguments)
+    seeds = range(options.seeds) if options.seed is None else (options.seed,)
+    faults = [fault for fault in FAULTS if options.only in fault]
+    rows = list(play_all(faults, seeds, options.workers))
+    for row in rows:
+        print(row.line())
+    if options.write:
+        write(rows, options.seeds)
+    return 0 if rows and all(row.good for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
