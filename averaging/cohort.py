@@ -8,6 +8,8 @@ role spread over the members.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +22,6 @@ from averaging.messages import (
     Manifest,
     Missing,
     Ready,
-    Receipt,
     SumHashes,
     Unmask,
 )
@@ -198,14 +199,26 @@ class Cohort(Collecting):
     def _step_ready(self) -> list[CohortAction]:
         if not self._once("ready", not self._dealing.missing):
             return []
-        return self._broadcast(Ready(self.sid, self._dealing.digest()))
+        return self._broadcast(Ready(self.sid, self._dealing.digests()))
 
     def _step_shared(self) -> list[CohortAction]:
         if not self._once("shares", "ready" in self._done and len(self._ready) == len(self.peers)):
             return []
         if len(set(self._ready.values())) > 1:
-            return self._fail("a dealer showed different hash lists to different members")
+            return self._fail("a dealer showed different hash lists to different members", self._disputing())
         return [CancelTimer(self._key("shares"))]
+
+    def _disputing(self) -> set[int]:
+        """Between whom there is a dispute about a dealer's hash list. One of them lies, so all of them are named; if
+        more than `delta` contradict the most, they are the dealer's victims rather than liars."""
+        named: set[int] = set()
+        for dealer in range(len(self.peers)):
+            claims = Counter(digests[dealer] for digests in self._ready.values())
+            (most, _), *others = claims.most_common()
+            if others:
+                odd = {i for i, digests in self._ready.items() if digests[dealer] != most}
+                named |= {dealer} | (odd if len(odd) <= max(1, tolerated(len(self.peers))) else set())
+        return named
 
     def _step_upload(self) -> list[CohortAction]:
         if not self._once("upload", "shares" in self._done and self.tokens is not None):
@@ -236,7 +249,7 @@ class Cohort(Collecting):
         waited = complete | self._suspects >= set(range(len(self.peers))) or "upload-over" in self._done
         if not self._once("receipt", "shares" in self._done and waited):
             return []
-        return self._broadcast(Receipt(self.sid, bitmap(complete)))
+        return self._broadcast(self.r3.receipt(complete))
 
     @property
     def _all_receipts(self) -> bool:
@@ -439,10 +452,11 @@ class Cohort(Collecting):
         self._collect(self.me, message, encode(envelope))
         return [Send(peer, envelope) for i, peer in enumerate(self.peers) if i != self.me]
 
-    def _fail(self, reason: str) -> list[CohortAction]:
+    def _fail(self, reason: str, named: set[int] | None = None) -> list[CohortAction]:
+        """End the attempt; `named` are at fault, else whoever I still waited for."""
         # Who is not ready may itself wait for one whose shares I miss, too: name the cause, not all who suffer from it.
         unready = set(range(len(self.peers))) - set(self._ready) - {self.me}
         early = set() if "shares" in self._done or self._suspects else set(self._dealing.missing) or unready
-        laggards = tuple(self.peers[i] for i in sorted(early | self._suspects))
+        laggards = tuple(self.peers[i] for i in sorted(early | self._suspects if named is None else named))
         self.failed = Failed(reason, "certified" in self._done, laggards)
         return [Note(reason)]

@@ -78,7 +78,7 @@ class Collecting:
             self.layout, self.duties, lambda author, chunk: (ask := counts()) is not None and ask(author, chunk)
         )
         self._audit = Audit(self.sid, self._dealing, self.threshold)
-        self._ready: dict[int, bytes] = {}
+        self._ready: dict[int, tuple[bytes, ...]] = {}
         self._unmasks: dict[int, Unmask] = {}
         self._masked: dict[int, tuple[Part, bytes]] = {}
         self._suspects: set[int] = set()
@@ -114,6 +114,8 @@ class Collecting:
         if isinstance(message, Shares):
             self._dealing.receive(sender, message)
         elif isinstance(message, Ready):
+            if len(message.commitments) != len(self.peers):
+                raise ProtocolError(Refusal.OUT_OF_BOUNDS, "one digest for each dealer is due")
             if self._ready.setdefault(sender, message.commitments) != message.commitments:
                 raise ProtocolError(Refusal.EQUIVOCATION, "ready for two sets of shares")
         elif isinstance(message, Manifest):

@@ -82,10 +82,10 @@ class Dealing:
         """Dealers whose shares I do not hold yet."""
         return tuple(i for i in range(len(self._roster.members)) if i not in self._held)
 
-    def digest(self) -> bytes:
-        """Digest over all dealers' hash lists: equal in all members, or a dealer told two stories."""
+    def digests(self) -> tuple[bytes, ...]:
+        """Digest of each dealer's hash list, 32 bytes each: equal in all members, or somebody told two stories."""
         lists = [b"".join(self._commitments[i]) for i in range(len(self._roster.members))]
-        return digest("commitments", self._roster.sid, *lists)
+        return tuple(digest("commitments", self._roster.sid, bytes([i]), each) for i, each in enumerate(lists))
 
     def share(self, seed: Seed, dealer: int) -> bytes:
         """My share of a dealer's seed, 32 bytes. Only `Cohort` hands it out, after the guard agreed."""

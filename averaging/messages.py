@@ -95,13 +95,13 @@ class Shares:
     commitments: Annotated[tuple[Bytes32, ...], Count(3, 3 * MAX_MEMBERS)]
 
 
-@message(tag=0x15, cap=256)
+@message(tag=0x15, cap=4096)
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """I hold everybody's shares; `commitments` is the digest over all dealers' hash lists."""
+    """I hold everybody's shares; `commitments` are digests of the dealers' hash lists, in index order."""
 
     sid: Bytes32
-    commitments: Bytes32
+    commitments: Annotated[tuple[Bytes32, ...], Count(3, MAX_MEMBERS)]
 
 
 @message(tag=0x16, cap=700_000)
@@ -114,16 +114,18 @@ class Manifest:
     hashes: Hashes
 
 
-@message(tag=0x17, cap=256)
+@message(tag=0x17, cap=2048)
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Step R3: whose masked chunks I hold completely, each equal to its manifest."""
+    """Step R3: whose masked chunks I hold completely, each equal to its manifest, and which manifest that is: the
+    first 16 bytes of its digest, for each of them in index order."""
 
     sid: Bytes32
     complete: Bitmap
+    manifests: Annotated[tuple[Annotated[bytes, Length(16, 16)], ...], Count(0, MAX_MEMBERS)]
 
 
-@message(tag=0x18, cap=65536)
+@message(tag=0x18, cap=180_000)
 @dataclass(frozen=True, slots=True)
 class Survivors:
     """A leader's proposal: the members whose updates are summed, the live reducers, and the receipts that say so."""
@@ -132,7 +134,7 @@ class Survivors:
     view: U16
     survivors: Bitmap
     reducers: Bitmap
-    receipts: Annotated[tuple[Annotated[bytes, Length(64, 512)], ...], Count(1, MAX_MEMBERS)]
+    receipts: Annotated[tuple[Annotated[bytes, Length(64, 2560)], ...], Count(1, MAX_MEMBERS)]
 
 
 @message(tag=0x19, cap=256)

@@ -7,6 +7,8 @@ t members signed; each member signs one per sid (the guard remembers), and any t
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from averaging.messages import Manifest, Receipt, Survivors, Vote
@@ -26,6 +28,19 @@ def bitmap(indices: set[int] | tuple[int, ...]) -> int:
     return sum(1 << i for i in set(indices))
 
 
+def name_of(manifest: Manifest) -> bytes:
+    """16 bytes by which a receipt says which manifest it confirms."""
+    return digest("manifest", encode(manifest))[:16]
+
+
+def claims(receipt: Receipt) -> dict[int, bytes]:
+    """Whose chunks a receipt confirms (index), and by which manifest. Raises ProtocolError (OUT_OF_BOUNDS)."""
+    members = bits(receipt.complete)
+    if len(members) != len(receipt.manifests):
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a receipt must name the manifest of each member that it confirms")
+    return dict(zip(members, receipt.manifests, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Certified:
     """The certified outcome of R3: survivors U, live reducers L, and who signed."""
@@ -43,7 +58,7 @@ class SurvivorCertificate:
         self._index = {peer: i for i, peer in enumerate(roster.peers)}
         self.manifests: dict[int, tuple[Manifest, bytes]] = {}
         self.receipts: dict[int, tuple[Receipt, bytes]] = {}
-        self._proposals: dict[int, Survivors] = {}
+        self._proposals: dict[int, tuple[Survivors, dict[int, bytes]]] = {}
         self._backed: Survivors | None = None
         self._votes: dict[int, Vote] = {}
 
@@ -56,22 +71,33 @@ class SurvivorCertificate:
         """Keep a reducer's one receipt. Raises ProtocolError (EQUIVOCATION)."""
         if receipt.complete >> len(self._roster.members):
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a receipt for members that do not exist")
-        if self.receipts.setdefault(sender, (receipt, frame))[0] != receipt:
+        if sender in self.receipts and self.receipts[sender][0] != receipt:
             raise ProtocolError(Refusal.EQUIVOCATION, "two receipts in one sid")
+        claims(receipt)
+        self.receipts[sender] = (receipt, frame)
+
+    def receipt(self, complete: set[int]) -> Receipt:
+        """My receipt for members whose chunks are here as their manifests say."""
+        names = tuple(name_of(self.manifests[i][0]) for i in sorted(complete))
+        return Receipt(self._roster.sid, bitmap(complete), names)
 
     def propose(self, view: int) -> Survivors | None:
         """What I would propose as leader now: U = what all live reducers hold; None below the threshold.
 
         A receipt that would push U below the threshold is left out, or one liar who confirms nothing voids the round.
+        Who showed different manifests to different members is in no U: those members could not vote for one.
 
         Who voted already proposes that again: a set that differs in one late receipt would only split the votes.
         """
         if self._backed is not None:
             return replace(self._backed, view=view)
+        claimed = {i: claims(receipt) for i, (receipt, _) in self.receipts.items()}
+        common = _most_named(claimed.values())
+        held_by = {i: {m for m, name in names.items() if name == common[m]} for i, names in claimed.items()}
         live: set[int] = set()
         chosen = set(range(len(self._roster.members)))
-        for i in sorted(self.receipts, key=lambda i: (-self.receipts[i][0].complete.bit_count(), i)):
-            held = chosen & set(bits(self.receipts[i][0].complete))
+        for i in sorted(held_by, key=lambda i: (-len(held_by[i]), i)):
+            held = chosen & held_by[i]
             if len(held) >= self._threshold:
                 live.add(i)
                 chosen = held
@@ -88,26 +114,26 @@ class SurvivorCertificate:
         if sender != proposal.view:
             raise ProtocolError(Refusal.WRONG_SENDER, f"member {sender} does not lead view {proposal.view}")
         if sender in self._proposals:
-            if self._proposals[sender] != proposal:
+            if self._proposals[sender][0] != proposal:
                 raise ProtocolError(Refusal.EQUIVOCATION, "two survivor sets in one view")
             return
         claimed = self._check_receipts(proposal)
-        chosen = set(range(len(self._roster.members)))
-        for receipt in claimed.values():
-            chosen &= set(bits(receipt.complete))
-        if set(bits(proposal.survivors)) != chosen:
+        chosen = dict.fromkeys(range(len(self._roster.members)), b"")
+        for k, receipt in enumerate(claimed.values()):
+            names = claims(receipt)
+            chosen = {m: names[m] for m, name in chosen.items() if m in names and (k == 0 or names[m] == name)}
+        if set(bits(proposal.survivors)) != set(chosen):
             raise ProtocolError(Refusal.UNEXPECTED, "the survivors are not those whose chunks all reducers hold")
         if len(chosen) < self._threshold or len(claimed) < self._threshold:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, "fewer survivors or reducers than the threshold")
-        self._proposals[sender] = proposal
+        self._proposals[sender] = (proposal, chosen)
 
     def vote(self) -> Vote | None:
         """My vote: for the first leader's proposal all of whose survivors' manifests are here."""
-        for _, proposal in sorted(self._proposals.items()):
-            survivors = set(bits(proposal.survivors))
-            if survivors <= set(self.manifests):
+        for _, (proposal, names) in sorted(self._proposals.items(), key=lambda item: item[0]):
+            if all(i in self.manifests and name_of(self.manifests[i][0]) == name for i, name in names.items()):
                 self._backed = proposal
-                return Vote(proposal.sid, proposal.survivors, proposal.reducers, self._manifests(survivors))
+                return Vote(proposal.sid, proposal.survivors, proposal.reducers, self._manifests(set(names)))
         return None
 
     def _check_receipts(self, proposal: Survivors) -> dict[int, Receipt]:
@@ -142,6 +168,15 @@ class SurvivorCertificate:
             if survivors <= set(self.manifests) and self._manifests(survivors) == vote.manifests:
                 return Certified(tuple(sorted(survivors)), bits(vote.reducers), voters)
         return None
+
+
+def _most_named(all_claims: Iterable[dict[int, bytes]]) -> dict[int, bytes]:
+    """The manifest of each member that most receipts confirm; the smallest one if several are."""
+    counts: dict[int, Counter[bytes]] = defaultdict(Counter)
+    for names in all_claims:
+        for member, name in names.items():
+            counts[member][name] += 1
+    return {member: min(count, key=lambda name: (-count[name], name)) for member, count in counts.items()}
 
 
 def vote_digest(vote: Vote) -> bytes:

@@ -70,7 +70,7 @@ def twice(change: Any) -> Any:
 
 TWO_VERSIONS = {
     "shares": (Shares, lambda m: replace(m, commitments=(bytes(32), *m.commitments[1:]))),
-    "ready": (Ready, lambda m: replace(m, commitments=bytes(32))),
+    "ready": (Ready, lambda m: replace(m, commitments=(bytes(32), *m.commitments[1:]))),
     "manifest": (Manifest, lambda m: replace(m, tokens=m.tokens + 1)),
     "receipt": (Receipt, lambda m: replace(m, complete=m.complete & ~1)),
     "vote": (Vote, lambda m: replace(m, survivors=m.survivors & ~1)),

@@ -39,7 +39,7 @@ def refused(call) -> ProtocolError:
 def test_t_holders_open_every_seed_and_all_agree_on_the_hashes():
     members = exchanged()
     assert [member.missing for member in members] == [()] * N
-    assert len({member.digest() for member in members}) == 1
+    assert len({member.digests() for member in members}) == 1
     for dealer in range(N):
         for seed, value in zip(Seed, (SECRETS[dealer].a, SECRETS[dealer].b, SECRETS[dealer].r), strict=True):
             shares = {holder: members[holder].share(seed, dealer) for holder in range(1, 1 + T)}
@@ -111,4 +111,4 @@ def test_two_stories_of_one_dealer_show_in_the_digests():
     told_otherwise = dealing(4)
     for i in range(4):
         told_otherwise.receive(i, (liar if i == 0 else members[i]).deal(4))
-    assert told_otherwise.digest() != members[1].digest()
+    assert told_otherwise.digests() != members[1].digests()

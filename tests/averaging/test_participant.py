@@ -106,14 +106,14 @@ def test_who_still_works_on_a_decided_round_gets_its_outcome(seen):
 def test_messages_of_another_sid_change_nothing(seen):
     sid = digest("another sid")
     before = seen.me.current.cohort.r3.receipts.copy()
-    assert seen.me.receive(seen.other.id, seen.sign(Receipt(sid, 1))) == []
+    assert seen.me.receive(seen.other.id, seen.sign(Receipt(sid, 1, (bytes(16),)))) == []
     assert seen.me.current.cohort.r3.receipts == before
     late = Chunk(BulkKind.MASKED, sid, 0, 0, b"x")
     assert refusal(lambda: seen.me.receive_chunk(seen.other.id, late)) is Refusal.STALE
 
 
 def test_a_stranger_in_a_cohort_is_not_a_member(seen):
-    message = seen.sign(Receipt(seen.me.current.cohort.sid, 1), by=STRANGER)
+    message = seen.sign(Receipt(seen.me.current.cohort.sid, 1, (bytes(16),)), by=STRANGER)
     assert refusal(lambda: seen.me.receive(STRANGER.peer_id, message)) is Refusal.NOT_A_MEMBER
     chunk = Chunk(BulkKind.MASKED, seen.me.current.cohort.sid, 0, 0, b"x")
     assert refusal(lambda: seen.me.receive_chunk(STRANGER.peer_id, chunk)) is Refusal.NOT_A_MEMBER
@@ -127,9 +127,9 @@ def test_only_what_proves_itself_may_be_passed_on(seen):
     hashes = SumHashes(cohort.sid, cohort.duties.of(author), tuple(bytes(32) for _ in cohort.duties.of(author)))
     seen.me.receive(seen.other.id, seen.sign(hashes, by=third.identity))
     assert cohort.sums.signed_by(author)
-    assert refusal(lambda: seen.me.receive(seen.other.id, seen.sign(Receipt(cohort.sid, 1), by=third.identity))) is (
-        Refusal.WRONG_SENDER
-    )
+    assert refusal(
+        lambda: seen.me.receive(seen.other.id, seen.sign(Receipt(cohort.sid, 1, (bytes(16),)), by=third.identity))
+    ) is (Refusal.WRONG_SENDER)
     stale = seen.sign(hashes, by=third.identity, round_=seen.me.round + 1)
     assert seen.me.receive(seen.other.id, stale) == []
     assert seen.me._mailbox.take(seen.me.round + 1) == []

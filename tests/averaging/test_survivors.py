@@ -8,7 +8,7 @@ import pytest
 
 from averaging.messages import Manifest, Receipt, Survivors, Vote
 from averaging.params import threshold
-from averaging.survivors import Certified, SurvivorCertificate, bitmap, bits, vote_digest
+from averaging.survivors import Certified, SurvivorCertificate, bitmap, bits, name_of, vote_digest
 from dht.envelope import seal
 from dht.errors import ProtocolError, Refusal
 from dht.wire import digest, encode
@@ -25,7 +25,7 @@ def frame(i: int, message: object, round_: int = 1) -> bytes:
 
 
 def receipt(members=ALL, sid: bytes = SID) -> Receipt:
-    return Receipt(sid, bitmap(set(members)))
+    return Receipt(sid, bitmap(set(members)), tuple(name_of(manifest(i)) for i in sorted(members)))
 
 
 def manifest(i: int) -> Manifest:
@@ -74,6 +74,43 @@ def test_one_liars_empty_receipt_does_not_void_the_round():
     assert found is not None
     assert bits(found.survivors) == ALL
     assert bits(found.reducers) == (0, 1, 2, 4)
+
+
+def test_who_showed_two_manifests_is_in_no_survivor_set_and_costs_nobody_else_a_place():
+    other = name_of(replace(manifest(2), tokens=7))
+    r3 = view()
+    for i in (1, 3):
+        names = tuple(other if m == 2 else name_of(manifest(m)) for m in ALL)
+        r3.receipts[i] = (replace(receipt(), manifests=names), frame(i, replace(receipt(), manifests=names)))
+    found = r3.propose(0)
+    assert found is not None
+    assert (bits(found.survivors), bits(found.reducers)) == ((0, 1, 3, 4), ALL)
+    voter = view()
+    voter.add_proposal(0, found)
+    assert voter.vote() is not None
+    assert refusal(lambda: view().add_proposal(0, replace(found, survivors=bitmap(ALL)))) is Refusal.UNEXPECTED
+
+
+@pytest.mark.parametrize("liar", [0, 4])
+def test_one_liar_who_confirms_manifests_that_nobody_sent_does_not_void_the_round(liar):
+    r3 = view()
+    false = replace(receipt(), manifests=(bytes(16),) * N)
+    r3.receipts[liar] = (false, frame(liar, false))
+    found = r3.propose(0)
+    assert found is not None
+    assert (bits(found.survivors), bits(found.reducers)) == (ALL, tuple(i for i in ALL if i != liar))
+
+
+def test_nobody_votes_for_a_set_with_a_manifest_that_it_does_not_hold():
+    r3 = view(manifests=(0, 1, 3, 4))
+    mine = replace(manifest(2), tokens=7)
+    r3.add_manifest(2, mine, frame(2, mine))
+    r3.add_proposal(0, proposal())
+    assert r3.vote() is None
+
+
+def test_a_receipt_names_a_manifest_for_each_member_that_it_confirms():
+    assert refusal(lambda: view({}).add_receipt(0, replace(receipt(), manifests=()), b"")) is Refusal.OUT_OF_BOUNDS
 
 
 @pytest.mark.parametrize("receipts", [dict.fromkeys((0, 1, 2), ALL), dict.fromkeys(ALL, (0, 1, 2))])

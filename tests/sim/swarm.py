@@ -104,7 +104,7 @@ class Watch:
         if isinstance(message, Vote):
             self._votes[message].add(sender)
         elif isinstance(message, SumHashes):
-            self._signed[message.sid].update(message.chunks)
+            self._signed[message.sid].update(c for c in message.chunks if c < self._swarm.params.layout.total_chunks)
         if sender in self.liars:
             return
         if isinstance(message, Unmask):

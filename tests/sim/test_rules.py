@@ -29,7 +29,6 @@ from averaging.messages import (
     AuditShares,
     Manifest,
     Ready,
-    Receipt,
     Shares,
     SumHashes,
     Survivors,
@@ -149,7 +148,7 @@ def one_vote_per_sid() -> None:
         reopen()
         life = another_life(net, 3)
         reducers = [0, 1, 2, 4]
-        receipts = [Receipt(net.roster.sid, bitmap({1, 2, 3, 4})) for _ in reducers]
+        receipts = [life.r3.receipt({1, 2, 3, 4}) for _ in reducers]
         frames = tuple(signed(net, i, receipt) for i, receipt in zip(reducers, receipts, strict=True))
         life._done.add("receipt")
         answers = give(net, life, 0, Survivors(net.roster.sid, 0, bitmap({1, 2, 3, 4}), bitmap(set(reducers)), frames))
