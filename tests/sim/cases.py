@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from averaging.messages import Manifest, Receipt, Roster, Shares, SumHashes, Survivors, Unmask, Vote
+from averaging.messages import Manifest, Receipt, Seating, Shares, SumHashes, Survivors, Unmask, Vote
 from averaging.params import Deadlines, tolerated
 from dht.envelope import Envelope
 from dht.identity import PeerId
@@ -28,8 +28,8 @@ _LIMIT = 900.0
 # Before which of its actions a victim dies: the event, and how many of that name it does before.
 STEPS: dict[str, tuple[str, int]] = {
     "R0 join": ("Join", 0),
-    "R0 roster signed": ("Roster", 0),
-    "R0 roster half sent": ("Roster", 7),
+    "R0 roster signed": ("Seating", 0),
+    "R0 roster half sent": ("Seating", 7),
     "R0 in a roster": ("joined", 0),
     "R1 shares half dealt": ("Shares", 7),
     "R1 shares dealt, not ready": ("Ready", 0),
@@ -172,7 +172,7 @@ def kill(step: str) -> Callable[[str, int], Outcome]:
         chosen = set(it.some(victims)) if seed % 2 else set(swarm.order)
 
         def strike(event: str, peer: Peer) -> None:
-            alone = event in ("Roster", "Survivors", "Proposal")  # only a leader sends it
+            alone = event in ("Seating", "Survivors", "Proposal")  # only a leader sends it
             if event != name or len(it.struck) >= victims or not (alone or peer.id in chosen):
                 return
             seen[peer.id] = seen.get(peer.id, 0) + 1
@@ -265,7 +265,7 @@ def slow(bits_per_second: float) -> Callable[[str, int], Outcome]:
     return case
 
 
-_LOSABLE = (Roster, Shares, Manifest, Receipt, Survivors, Vote, Unmask, SumHashes, None)
+_LOSABLE = (Seating, Shares, Manifest, Receipt, Survivors, Vote, Unmask, SumHashes, None)
 
 
 def lost_for_good(fault: str, seed: int) -> Outcome:
