@@ -273,7 +273,8 @@ class Cohort(Collecting):
 
     def _step_lead(self) -> list[CohortAction]:
         """The first leader proposes as soon as every live member's receipt is in; later ones when their turn comes."""
-        dead_before_me = set(range(self.me)) <= self._suspects
+        mine = self.r3.view_of(self.me)
+        dead_before_me = {i for i in range(len(self.peers)) if self.r3.view_of(i) < mine} <= self._suspects
         if "receipt" not in self._done or self.certified or not (self._all_receipts and dead_before_me):
             return []
         return self._propose()
@@ -284,12 +285,12 @@ class Cohort(Collecting):
             return self._fail("no survivor set got enough votes in time") if over else []
         self._turn = turn + 1
         actions: list[CohortAction] = [SetTimer(self._key("survivors", self._turn), self._slot())]
-        if turn == self.me:
+        if turn == self.r3.view_of(self.me):
             actions += self._propose()
         return actions + self._advance()
 
     def _propose(self) -> list[CohortAction]:
-        proposal = self.r3.propose(self.me)
+        proposal = self.r3.propose(self.r3.view_of(self.me))
         return self._broadcast(proposal) if proposal is not None and self._once("lead", True) else []
 
     def _step_vote(self) -> list[CohortAction]:

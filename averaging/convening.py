@@ -28,6 +28,10 @@ _PATIENCE = 3
 _RELAYS = 2
 """Members of each cohort to whom a convener sends the roster."""
 DEFAULT_CAPACITY = 100
+_INDULGENCE = 8
+"""Times that a convener is believed that it still waits for others; more in later attempts."""
+_EARLY_STRANGERS = MAX_MEMBERS
+"""Joins kept for a later attempt from peers outside the committee and the last sum."""
 _MAX_AHEAD = 64
 """Joins for attempts further ahead than this are not kept."""
 
@@ -59,7 +63,10 @@ class Convening:
         self.roster: CheckedRoster | None = None
         self._join: Envelope | None = None
         self._patience = _PATIENCE
+        self._indulgence = 0
         self._joins: dict[int, dict[PeerId, Envelope]] = {}
+        self._strangers: Counter[int] = Counter()  # by attempt
+        self._keys: dict[tuple[int, bytes], PeerId] = {}
         self._missing: dict[PeerId, set[PeerId]] = {}
         self._signed: set[int] = set()
         self._seatings: dict[PeerId, Envelope] = {}  # of the last roster that I signed
@@ -95,6 +102,7 @@ class Convening:
         self._join = self._seal(join)
         # Longer and longer, until all are in one attempt at the same time.
         self._patience = _PATIENCE + self.attempt // len(self.committee)
+        self._indulgence = _INDULGENCE * (1 + self.attempt // len(self.committee))
         actions: list[Action] = [SetTimer(self._key("roster"), self.params.deadlines.join)]
         to = self.convener()
         if self.attempt > 0:
@@ -157,7 +165,9 @@ class Convening:
         if self.roster is not None or sender != self.convener() or message.round != self.round:
             return []
         if message.reason == WAITING:
-            self._patience = max(self._patience, _PATIENCE)
+            if self._indulgence > 0:
+                self._indulgence -= 1
+                self._patience = max(self._patience, _PATIENCE)
             return []
         later = min(message.attempt, self.attempt + len(self.committee))
         if later <= self.attempt:
@@ -204,20 +214,39 @@ class Convening:
 
     def _collect(self, sender: PeerId, envelope: Envelope, join: Join) -> list[Action]:
         joins = self._joins.setdefault(join.attempt, {})
-        if len(joins) >= MAX_PEERS:
+        if not self._room(sender, join.attempt, joins):
             return [Send(sender, self._closed(SIGNED))]
+        keys = [(join.attempt, key) for key in (join.mask_key, join.share_key)]
+        if any(self._keys.setdefault(key, sender) != sender for key in keys):
+            # All members would refuse a roster with both.
+            raise ProtocolError(Refusal.EQUIVOCATION, f"{sender.short} joins with another peer's key")
+        self._strangers[join.attempt] += sender not in joins and sender not in self._expected
         joins[sender] = envelope
         self._missing[sender] = {PeerId(peer) for peer in join.missing}
         return self._maybe_sign(deadline=False) if join.attempt == self.attempt else []
 
+    def _room(self, sender: PeerId, attempt: int, joins: Collection[PeerId]) -> bool:
+        """Whether there is a place for this Join. Identities are free: strangers never take the committee's places."""
+        if sender in joins or sender in self._expected:
+            return True
+        most = MAX_PEERS - len(self._expected) if attempt == self.attempt else _EARLY_STRANGERS
+        return self._strangers[attempt] < most
+
     def _eligible(self) -> dict[PeerId, Envelope]:
-        """Joins of this attempt, without peers that most of the others name as laggards of the last one: the most
-        named first, and only as many as can be spared."""
+        """Joins of this attempt, without the laggards of the last one: the most named first, and only as many as can
+        be spared.
+
+        A laggard is whom most of the committee's Joins name (of strangers there can be any number). So is the one peer
+        that a laggard itself names: it may have waited for that peer's shares, and one of the two is at fault.
+        """
         present = self._joins.get(self.attempt, {})
         joins = {peer: join for peer, join in present.items() if self._at.get(peer, 0) <= self.attempt}
-        named = Counter(peer for other in joins for peer in self._missing[other])
-        laggards = [peer for peer in joins if 2 * named[peer] > len(joins)]
-        for peer in sorted(laggards, key=lambda peer: (-named[peer], peer)):
+        voices = [peer for peer in joins if peer in self.committee]
+        named = Counter(peer for other in voices for peer in self._missing[other])
+        laggards = [peer for peer in joins if 2 * named[peer] > len(voices)]
+        blamed = {other for peer in laggards if len(self._missing[peer]) == 1 for other in self._missing[peer]}
+        laggards += [peer for peer in joins if peer in blamed - {*laggards, self._identity.peer_id}]
+        for peer in sorted(laggards, key=lambda peer: (peer not in blamed, -named[peer], peer)):
             rest = {other: join for other, join in joins.items() if other != peer}
             if self._enough(rest):
                 joins = rest

@@ -76,6 +76,11 @@ class SurvivorCertificate:
         claims(receipt)
         self.receipts[sender] = (receipt, frame)
 
+    def view_of(self, member: int) -> int:
+        """Which view a member leads. Each attempt begins with the next one: a leader that splits the votes of one
+        attempt does not lead the next."""
+        return (member - self._roster.attempt) % len(self._roster.members)
+
     def receipt(self, complete: set[int]) -> Receipt:
         """My receipt for members whose chunks are here as their manifests say."""
         names = tuple(name_of(self.manifests[i][0]) for i in sorted(complete))
@@ -107,11 +112,11 @@ class SurvivorCertificate:
         return Survivors(self._roster.sid, view, bitmap(chosen), bitmap(live), frames)
 
     def add_proposal(self, sender: int, proposal: Survivors) -> None:
-        """Keep a leader's one proposal; member i leads view i. Raises ProtocolError.
+        """Keep a leader's one proposal; see `view_of`. Raises ProtocolError.
 
         It is refused when U is not exactly what the signed receipts say, or too small.
         """
-        if sender != proposal.view:
+        if proposal.view >= len(self._roster.members) or self.view_of(sender) != proposal.view:
             raise ProtocolError(Refusal.WRONG_SENDER, f"member {sender} does not lead view {proposal.view}")
         if sender in self._proposals:
             if self._proposals[sender][0] != proposal:

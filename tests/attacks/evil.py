@@ -23,12 +23,13 @@ from averaging.guard import MemoryGuard
 from averaging.messages import Unmask
 from averaging.params import threshold
 from averaging.participant import Participant
+from averaging.roster import cohort_order
 from averaging.survivors import bits
 from averaging.work import ParticipantAction
 from dht.envelope import Envelope, seal, signed_digest
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-from dht.wire import message_type
+from dht.wire import decode_as, message_type
 from tests.sim.swarm import Swarm
 
 M = TypeVar("M")
@@ -61,7 +62,7 @@ class Plot:
         """Instead of an action."""
         return (action,)
 
-    def hear(self, evil: EvilPeer, sender: PeerId, message: object) -> Iterable[ParticipantAction]:
+    def hear(self, evil: EvilPeer, sender: PeerId, envelope: Envelope) -> Iterable[ParticipantAction]:
         """Besides what follows from a message that was taken."""
         return ()
 
@@ -165,9 +166,7 @@ class EvilPeer(Participant):
     def receive(self, sender: PeerId, frame: bytes | memoryview) -> list[ParticipantAction]:
         actions = list(self._scheme(self._noting(sender, lambda: Participant.receive(self, sender, frame))))
         if self.plot is not HONEST:
-            from dht.wire import decode_as
-
-            actions += self.plot.hear(self, sender, decode_as(Envelope, frame).message())
+            actions += self.plot.hear(self, sender, decode_as(Envelope, frame))
         return actions
 
     def _noting(self, sender: PeerId, call: Callable[[], list[ParticipantAction]]) -> list[ParticipantAction]:
@@ -271,6 +270,12 @@ class Arena(Swarm):
     def refusals_of(self, liar: PeerId) -> Counter[Refusal]:
         """How honest peers refused a liar."""
         return Counter(r.refusal for r in self.refused if r.sender == liar and r.by not in self.watch.liars)
+
+    def order_in(self, round_: int) -> tuple[PeerId, ...]:
+        """All peers in the order that numbers the members of a round's cohort, if they all join it."""
+        chain = self.peer(self.honest[0]).chain
+        assert chain is not None and chain.head.round == round_ - 1
+        return cohort_order(chain.beacon, round_, self.order)
 
     def goes_on(self, rounds: int = 2, limit: float = 400.0) -> None:
         """The honest peers decide `rounds` more rounds, one of them not void, and hold one state: the oracle agrees."""

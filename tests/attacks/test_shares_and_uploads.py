@@ -12,6 +12,7 @@ from averaging.bulk import BulkKind, Chunk
 from averaging.messages import Join, Manifest, Receipt, Shares, SumHashes, Unmask, Vote
 from averaging.survivors import bitmap, bits
 from averaging.work import ParticipantAction
+from dht.envelope import Envelope
 from dht.errors import Refusal
 from dht.identity import PeerId
 from tests.attacks.evil import Arena, EvilPeer, Plot, said, started
@@ -146,7 +147,8 @@ class Late(Plot):
             return None
         return chunk
 
-    def hear(self, evil: EvilPeer, sender: PeerId, message: object) -> Iterable[ParticipantAction]:
+    def hear(self, evil: EvilPeer, sender: PeerId, envelope: Envelope) -> Iterable[ParticipantAction]:
+        message = envelope.message()
         if isinstance(message, Vote | SumHashes) and self.told[type(message).__name__] == 0:
             self.told[type(message).__name__] += 1
             for to, chunk in self.kept:
@@ -321,9 +323,9 @@ class TwoSets(Plot):
         other = replace(message, survivors=bitmap(without), manifests=cohort.r3._manifests(without))
         return (evil.say(action.to, other),)
 
-    def hear(self, evil: EvilPeer, sender: PeerId, message: object) -> Iterable[ParticipantAction]:
+    def hear(self, evil: EvilPeer, sender: PeerId, envelope: Envelope) -> Iterable[ParticipantAction]:
         """Ask for the other kind of share by showing one's own."""
-        cohort = evil.in_cohort
+        cohort, message = evil.in_cohort, envelope.message()
         if not isinstance(message, Unmask) or cohort is None or cohort.certified is None:
             return ()
         self.told["asked"] += 1
