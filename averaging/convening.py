@@ -114,6 +114,11 @@ class Convening:
             return [*actions, window, *self._collect(to, self._join, join)]
         return [*actions, Send(to, self._join)]
 
+    @property
+    def strangers(self) -> set[PeerId]:
+        """Newcomers that were not in the last sum."""
+        return self.newcomers - self._expected
+
     def convener(self) -> PeerId:
         """Who signs the roster of the current attempt."""
         return convener(self.head, self.committee, self.attempt)

@@ -182,7 +182,8 @@ class CurrentRound:
 
     def _keep_early(self, sender: PeerId, message: object, frame: bytes) -> None:
         """Shares may overtake the roster. Nothing else can: the next step needs the shares that I will deal."""
-        if isinstance(message, Shares) and sender not in self._early and len(self._early) >= MAX_MEMBERS:
+        crowded = sender not in self._early and sender not in self.committee and len(self._early) >= MAX_MEMBERS
+        if isinstance(message, Shares) and crowded:
             return
         if isinstance(message, Shares):
             self._early.setdefault(sender, deque(maxlen=_EARLY_SIDS)).append((message, frame))

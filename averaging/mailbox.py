@@ -19,11 +19,14 @@ class Mailbox:
         self._kept: dict[int, list[tuple[PeerId, Envelope, bytes]]] = {}
         self._count: dict[PeerId, tuple[int, int]] = {}
 
-    def keep(self, sender: PeerId, envelope: Envelope, frame: bytes, current: int) -> bool:
-        """Keep a message of round `current` or soon after; whether there was room for it."""
+    def keep(self, sender: PeerId, envelope: Envelope, frame: bytes, current: int, *, trusted: bool = False) -> bool:
+        """Keep a message of round `current` or soon after; whether there was room for it.
+
+        `trusted`: of the committee (64 at most), which strangers with free identities must not crowd out.
+        """
         count, size = self._count.get(sender, (0, 0))
         fits = count < _PER_SENDER and size + len(frame) <= _BYTES_PER_SENDER
-        crowded = sender not in self._count and len(self._count) >= _SENDERS
+        crowded = not trusted and sender not in self._count and len(self._count) >= _SENDERS
         if crowded or not fits or not current <= envelope.round <= current + _AHEAD:
             return False
         self._count[sender] = (count + 1, size + len(frame))

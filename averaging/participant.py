@@ -14,7 +14,9 @@ from averaging.ballots import Ballot, Decision, DecisionRequest, Gossip, Proposa
 from averaging.bulk import Chunk
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.cohort import Cohort
+from averaging.courtesy import Courtesy, Welcome
 from averaging.current_round import CurrentRound
+from averaging.forks import forks
 from averaging.guard import Guard
 from averaging.mailbox import Mailbox
 from averaging.messages import Attest, Closed, Join, Knock, Missing, Ping, SumHashes
@@ -61,6 +63,7 @@ class Participant:
         self._knockers: dict[PeerId, int] = {}
         self._gone: set[PeerId] = set()
         self._mailbox = Mailbox()
+        self._courtesy, self._welcome = Courtesy(), Welcome()
         self._fetching: int | None = None
         self._founding = False
         self.current: CurrentRound | None = None
@@ -126,6 +129,7 @@ class Participant:
     def timeout(self, key: TimerKey) -> list[ParticipantAction]:
         """A timer fired."""
         if key == _KNOCK:
+            self._courtesy.tick()
             idle = [] if self._busy() else self._knock()
             return [SetTimer(_KNOCK, KNOCK_SECONDS), *idle]
         if key == _FOUND:
@@ -200,14 +204,15 @@ class Participant:
         if isinstance(message, ChainSegment):
             return self._on_segment(sender, message)
         if isinstance(message, ChainRequest):
-            return [Send(sender, self._seal(self.chain.segment(message.after_round)))] if self.chain else []
+            return self._tell(sender, message.after_round)
         if self.chain is None:
             self._mailbox.keep(sender, envelope, frame, 0)
             return []
         if envelope.round < self.round:
             return self._on_stale(sender, envelope.round, message, frame)
         if envelope.round > self.round or self.current is None:
-            self._mailbox.keep(sender, envelope, frame, self.round)
+            trusted = sender in (self.current.committee if self.current else self.chain.committee())
+            self._mailbox.keep(sender, envelope, frame, self.round, trusted=trusted)
             behind = envelope.round > self.round and not isinstance(message, Closed)
             return [Send(sender, self._seal(ChainRequest(self.round - 1)))] if behind else []
         return [*self.current.receive(sender, envelope, message, frame), *self._after()]
@@ -218,7 +223,7 @@ class Participant:
         if isinstance(message, Missing) and self.previous is not None and message.sid == self.previous.sid:
             return list(self.previous.receive(sender, message, frame))
         if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest) and round_ > 0:
-            decision = self.chain.decision(round_)
+            decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
             return [Send(sender, self._seal(decision, round_))] if decision else []
         if isinstance(message, Decision):
             return []
@@ -228,18 +233,25 @@ class Participant:
         if self.chain is None:
             if self.peer_id != self.params.founder:
                 return []
-            self._knockers[sender] = 0
+            if len(self._knockers) < _KNOWN_PEERS:
+                self._knockers[sender] = 0
             return self._maybe_found()
         if sender in self._knockers or len(self._knockers) < _KNOWN_PEERS:
             self._knockers[sender] = self.round
-        if self.current is not None and self.current.convening is not None:
-            self.current.convening.newcomers.add(sender)
+            if self.current is not None and self.current.convening is not None and self._welcome.waits:
+                self.current.convening.newcomers.add(sender)
         actions: list[ParticipantAction] = []
         if self.current is not None and self.current.lost_its_part(sender):
             actions += [*self.current.suspect(sender), *self._after()]
         if message.known < self.round:
-            actions.append(Send(sender, self._seal(self.chain.segment(max(message.known - 1, 0)))))
+            actions += self._tell(sender, max(message.known - 1, 0))
         return actions
+
+    def _tell(self, peer: PeerId, after_round: int) -> list[ParticipantAction]:
+        """What I hold of the chain after a round, unless this peer asks too often."""
+        if self.chain is None or not self._courtesy.allows(peer):
+            return []
+        return [Send(peer, self._seal(self.chain.segment(after_round)))]
 
     def _on_segment(self, sender: PeerId, message: ChainSegment) -> list[ParticipantAction]:
         if self.chain is None:
@@ -251,13 +263,16 @@ class Participant:
         try:
             self.chain.extend(message)
         except ProtocolError as error:
-            if self.chain.head.round == before:
+            if fork := forks(self.chain, message):
+                names = ", ".join(peer.short for peer in fork[1])
+                actions.append(Note(f"round {fork[0]} was certified twice; both were signed by {names}", sender))
+            elif self.chain.head.round == before:
                 raise
             actions.append(Note(str(error), sender))  # the links before the bad one are proven, and stay
         if self.current is not None and self.chain.head.round > before:
             actions += self._close()
         actions += self._resume()
-        if self.chain.head.round < message.head_round:
+        if before < self.chain.head.round < message.head_round:
             actions += self._knock()
         return actions
 
@@ -347,7 +362,8 @@ class Participant:
             return []
         if self._last_round is not None and self.round > self._last_round:
             return []  # who leaves after this round must not be missed in the next
-        newcomers = {peer for peer, seen in self._knockers.items() if seen + 1 >= self.round}
+        waits = self._welcome.waits
+        newcomers = {peer for peer, seen in self._knockers.items() if waits and seen + 1 >= self.round}
         return list(self.current.join(newcomers - set(self.current.committee), self._gone))
 
     def _after_cohort(self, cohort: Cohort) -> list[ParticipantAction]:
@@ -367,6 +383,8 @@ class Participant:
         actions: list[ParticipantAction] = [current.decided(record, certificate)]
         followers = set(self._knockers) - set(current.committee)
         actions += [Send(peer, self._seal(decision, record.round)) for peer in sorted(followers)]
+        if not record.void and current.convening is not None:
+            self._welcome.round_over(current.convening.strangers, record.members())
         adopt = current.adoptable(record)
         sid = current.cohort.sid if current.cohort else b""
         actions += self._close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from averaging.work import ParticipantAction
 from dht.envelope import Envelope, seal, signed_digest
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-from dht.wire import decode_as, message_type
+from dht.wire import decode_as, encode, message_type
 from tests.sim.swarm import Swarm
 
 M = TypeVar("M")
@@ -205,6 +206,7 @@ class Arena(Swarm):
         self.plots: dict[PeerId, Plot] = {}
         self.refused: list[Refused] = []
         self.kinds = dict.fromkeys(self.order, partial(EvilPeer, self))  # type: ignore[arg-type]
+        self.answers: dict[PeerId, list[bytes]] = defaultdict(list)
         self._kept: dict[tuple[bytes, int], dict[str, set[int]]] = defaultdict(lambda: {"a": set(), "b": set()})
         self._sizes: dict[bytes, int] = {}
         self._liars_in: dict[bytes, set[int]] = {}
@@ -232,6 +234,9 @@ class Arena(Swarm):
         return participant
 
     def deliver(self, sender: PeerId, to: PeerId, frame: bytes, *, bulk: bool = False) -> None:
+        if to not in self.peers:  # a stranger
+            self.answers[to].append(frame)
+            return
         plot = self.plots.get(sender)
         if bulk and plot is not None:
             chunk = plot.ship(self.peer(sender), to, parse(memoryview(frame)))
@@ -239,6 +244,12 @@ class Arena(Swarm):
                 return
             frame = b"".join(bytes(part) for part in chunk.parts())
         super().deliver(sender, to, frame, bulk=bulk)
+
+    def stranger(self, stranger: Identity, to: PeerId, message: object, round_: int | None = None) -> None:
+        """A peer that is none of the swarm's sends something signed; the answers are in `answers`."""
+        envelope = seal(stranger, self.run_id, self.peer(to).round if round_ is None else round_, message)
+        with suppress(ProtocolError):  # noted in `refused`
+            self._act(self.peers[to], self.peer(to).receive(stranger.peer_id, encode(envelope)))
 
     def saw(self, peer: EvilPeer, actions: Iterable[ParticipantAction]) -> None:
         """Note which shares an honest peer releases."""

@@ -205,6 +205,37 @@ def test_a_convener_that_says_it_waits_is_waited_for():
     assert joiner.attempt == 0
 
 
+def test_a_convener_that_says_so_for_ever_is_not():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    windows = 0
+    while joiner.attempt == 0 and windows < 20:
+        windows += 1
+        joiner.receive_closed(FIRST, Closed(1, 0, WAITING, 1, HEAD))
+        joiner.timeout(("roster", 1, 0))
+    assert (joiner.attempt, windows) == (1, 10)
+
+
+def test_strangers_do_not_outvote_the_committee_about_its_laggards():
+    host = machine(SECOND)
+    host.begin(1, 100)
+    strangers = [identity(N + k).peer_id for k in range(12)]
+    feed(host, strangers, attempt=1, missing=(OTHERS[0],))
+    feed(host, [peer for peer in COMMITTEE if peer != SECOND], attempt=1)
+    assert set(host._seatings) == {*COMMITTEE, *strangers}
+
+
+def test_the_one_whom_a_laggard_blames_is_left_out_with_it():
+    """It may be slow, or may have dealt it nothing that opens: nobody else can tell which."""
+    host = machine(SECOND)
+    host.begin(1, 100, (OTHERS[0],))
+    feed(host, [p for p in COMMITTEE if p not in (SECOND, *OTHERS[:2])], attempt=1, missing=(OTHERS[0],))
+    feed(host, [OTHERS[0]], attempt=1, missing=(OTHERS[1],))
+    feed(host, [OTHERS[1]], attempt=1, missing=(OTHERS[0],))
+    host.timeout(("join", 1, 1))
+    assert set(host._seatings) == set(COMMITTEE) - set(OTHERS[:2])
+
+
 def test_nobody_but_the_convener_closes_an_attempt():
     joiner = machine(OTHERS[0])
     joiner.begin(0, 100)

@@ -60,3 +60,11 @@ def test_taking_a_round_gives_its_room_back_and_drops_older_ones():
     box.take(6)
     assert box.take(5) == []
     assert box.keep(ALICE, letter(7), b"x", 6)
+
+
+def test_strangers_do_not_crowd_out_the_committee():
+    box = Mailbox()
+    kept = [box.keep(peer, letter(5, peer), b"x", 5) for peer in (identity(100 + k).peer_id for k in range(200))]
+    assert sum(kept) == mailbox._SENDERS
+    assert not box.keep(ALICE, letter(5), b"x", 5)
+    assert box.keep(ALICE, letter(5), b"x", 5, trusted=True)

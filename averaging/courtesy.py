@@ -1,0 +1,59 @@
+"""What strangers may cost: identities are free, so everything that anybody may ask for is rationed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from dht.identity import PeerId
+
+EACH, ALL = 4, 256
+_LONGEST_REST = 15
+
+
+class Courtesy:
+    """Long answers to short questions: so many a second for each peer, and so many for all together.
+
+    A segment of the chain has up to a mebibyte, the question for it 300 bytes. Who asks too often is not answered.
+    """
+
+    def __init__(self, each: int = EACH, together: int = ALL) -> None:
+        self._each, self._together = each, together
+        self._given: Counter[PeerId] = Counter()
+
+    def tick(self) -> None:
+        """A second is over."""
+        self._given.clear()
+
+    def allows(self, peer: PeerId) -> bool:
+        """Whether `peer` gets another answer in this second; counts it."""
+        if self._given[peer] >= self._each or self._given.total() >= self._together:
+            return False
+        self._given[peer] += 1
+        return True
+
+
+class Welcome:
+    """Whether conveners wait for peers that knocked.
+
+    A newcomer that has to fetch the state joins later than the others, so the window stays open for it. Who knocks and
+    never joins would cost every round that wait. So after a round that waited in vain the next ones do not wait: one,
+    then 3, 7, and 15 at most. A Join that is there in time counts in any case.
+    """
+
+    def __init__(self) -> None:
+        self._rest = self._penalty = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether the round that begins waits for newcomers."""
+        return self._rest == 0
+
+    def round_over(self, waited: Collection[PeerId], came: Collection[PeerId]) -> None:
+        """A round that is not void had these survivors; the convener would have waited for `waited`."""
+        if set(waited) & set(came):
+            self._penalty = self._rest = 0
+        elif self._rest:
+            self._rest -= 1
+        elif waited:
+            self._penalty = self._rest = min(2 * self._penalty + 1, _LONGEST_REST)
