@@ -1,12 +1,16 @@
 """Bulk frames: a fixed 39-byte header and the raw bytes of one chunk. No msgpack, no copy.
 
-    0      tag: 0xf0 a masked chunk, 0xf1 a summed chunk
-    1..32  sid
-    33..34 member index that the chunk belongs to (the uploader, or the author of the sum), big-endian
+    0      tag: 0xf0 a masked chunk, 0xf1 a summed chunk, 0xf2 a cohort's sum for another cohort, 0xf3 a total
+    1..32  sid; of 0xf2 and 0xf3 the round's
+    33..34 big-endian index of the member that the chunk belongs to (the uploader, or the author of the sum); of 0xf2
+           and 0xf3 the index of the cohort whose member made it
     35..38 chunk index, big-endian
-    39..   little-endian ring words
+    39..   little-endian ring words; of 0xf2 followed by the Merkle proof under the cohort's root (32 bytes a hash); of
+           0xf3 wide words (`averaging.wide`), and before them a big-endian length of two bytes and the signed
+           TotalHash of that length
 
-They carry no signature: a masked chunk is bound by its sender's signed Manifest, a sum by its author's SumHashes.
+They carry no signature of their own: a masked chunk is bound by its sender's signed Manifest, a sum by its author's
+SumHashes, a cohort's sum by the root that its members signed, a total by its TotalHash.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ class BulkKind(IntEnum):
 
     MASKED = 0xF0
     SUM = 0xF1
+    PART = 0xF2
+    TOTAL = 0xF3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,6 @@ def parse(frame: memoryview) -> Chunk:
     if len(frame) > _HEADER.size + MAX_CHUNK_BYTES:
         raise ProtocolError(Refusal.OVERSIZED, f"a bulk frame of {len(frame)} bytes")
     tag, sid, member, index = _HEADER.unpack_from(frame)
-    if tag not in (BulkKind.MASKED, BulkKind.SUM):
+    if tag not in tuple(BulkKind):
         raise ProtocolError(Refusal.UNKNOWN_TAG, f"bulk tag {tag:#04x}")
     return Chunk(BulkKind(tag), sid, member, index, frame[_HEADER.size :])

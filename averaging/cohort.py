@@ -107,9 +107,24 @@ class Cohort(Collecting):
         if "shares" not in self._done and (member in self._dealing.missing or member not in self._ready):
             return self._fail(f"{peer.short} is gone before everybody held shares")
         actions = self._advance()
-        if self.certified and self.failed is None and not self.sums.complete:
+        if self.certified and self.failed is None and not self.finished:
             actions += self._stand_in((member,)) + self._advance()
         return actions
+
+    @property
+    def finished(self) -> bool:
+        """Whether my part is done: all sums are here; with several cohorts, all of them are signed."""
+        if self.certified is None or self.failed is not None:
+            return False
+        return self.sums.complete if self.roster.alone else self.sums.all_signed
+
+    def replace_reducer(self, peer: PeerId) -> list[CohortAction]:
+        """A reducer signed its sums, but who adds them up across cohorts did not get them: somebody stands in."""
+        member = self.peers.index(peer)
+        if not self.finished or not self._once(f"replace-{member}", True):
+            return []
+        self._suspects.add(member)
+        return self._stand_in((member,)) + self._advance()
 
     def trust(self, peer: PeerId) -> None:
         """The peer was heard again."""
@@ -152,7 +167,7 @@ class Cohort(Collecting):
             return [*self._advance(), *self._start_turns()]
         if name == "survivors" and self.certified is None:
             return self._next_leader(turn)
-        if name == "sums" and self.certified and not self.sums.complete:
+        if name == "sums" and self.certified and not self.finished:
             return self._late_sums(turn)
         return []
 
@@ -357,7 +372,7 @@ class Cohort(Collecting):
 
     def _step_publish(self) -> list[CohortAction]:
         """Sums leave only when every live reducer's hashes are signed, so that none can fit its own to another's."""
-        if self.certified is None or "reduced" not in self._done or self.sums.published:
+        if not self.roster.alone or self.certified is None or "reduced" not in self._done or self.sums.published:
             return []
         signed = {i for i in self.certified.reducers if self.sums.signed_by(i)}
         if not signed | self._suspects >= set(self.certified.reducers) and "sums-late" not in self._done:
@@ -387,16 +402,16 @@ class Cohort(Collecting):
 
     def _late_sums(self, turn: int) -> list[CohortAction]:
         self._done.add("sums-late")
-        missing = self.sums.missing
+        missing = self.sums.missing if self.roster.alone else self.sums.unbound
         late = tuple(sorted({self.duties.reducers[c] for c in missing}))
         if turn > tolerated(len(self.peers)):
-            if len(missing) == self.layout.total_chunks:
+            if len(missing) == self.layout.total_chunks or not self.roster.alone:
                 return self._fail("no sum arrived in time")
             self.sums.give_up()
             return self._advance()
         again = SetTimer(self._key("sums", turn + 1), self.params.deadlines.sums)
         self.sums.asked = True
-        ask = self._broadcast(Missing(self.sid, missing))
+        ask = self._broadcast(Missing(self.sid, missing)) if self.roster.alone else []
         self._suspects |= {i for i in late if not self.sums.signed_by(i)}
         return [again, *ask, *self._stand_in(late, turn), *self._advance()]
 

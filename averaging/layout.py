@@ -98,6 +98,10 @@ class Layout:
         """Bytes of a chunk on the wire."""
         return self.words(chunk) * int(self.dtype(chunk).itemsize)
 
+    def wide_size(self, chunk: int) -> int:
+        """Bytes of a word in a sum across cohorts (`averaging.wide`): one more than the ring's."""
+        return int(self.dtype(chunk).itemsize) + 1
+
     def zeros(self, chunk: int) -> RingArray:
         """A zeroed array for a chunk, the trailer included."""
         return np.zeros(self.words(chunk), self.dtype(chunk))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from averaging.params import MAX_MEMBERS, MAX_PEERS
-from dht.wire import U8, U16, U32, U64, Bytes32, Count, Length, PeerIdBytes, Range, message
+from averaging.params import COORDINATORS, MAX_COHORTS, MAX_MEMBERS, MAX_PEERS
+from dht.wire import U8, U16, U32, U64, Bytes32, Bytes64, Count, Length, PeerIdBytes, Range, message
 
 Bitmap = Annotated[int, Range(0, 2**MAX_MEMBERS - 1)]
 """Bit i stands for the member with index i of the cohort."""
@@ -208,3 +208,80 @@ class Ping:
     """Are you there? The transport's acknowledgement is the answer."""
 
     nonce: U64
+
+
+RESULT_CAP = 768
+
+
+@message(tag=0x21, cap=RESULT_CAP)
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What my cohort's aggregation came to: survivors, live reducers, the survivors' tokens in index order, and the
+    Merkle root over the hashes of its sums. All empty or zero: it failed.
+    """
+
+    sid: Bytes32  # the round's
+    cohort: U16
+    survivors: Bitmap
+    reducers: Bitmap
+    tokens: Annotated[tuple[U32, ...], Count(0, MAX_MEMBERS)]
+    root: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class SignedResult:
+    """A `Result`'s frame and the signatures of t members of its cohort, by member index, strictly increasing."""
+
+    result: Annotated[bytes, Length(2, RESULT_CAP)]
+    signers: Annotated[tuple[U8, ...], Count(1, MAX_MEMBERS)]
+    signatures: Annotated[tuple[Bytes64, ...], Count(1, MAX_MEMBERS)]
+
+
+@message(tag=0x22, cap=900_000)
+@dataclass(frozen=True, slots=True)
+class Inclusion:
+    """A coordinator's proposal: the cohorts whose sums are added up, in order of their index."""
+
+    sid: Bytes32
+    view: Annotated[int, Range(0, COORDINATORS - 1)]
+    results: Annotated[tuple[SignedResult, ...], Count(0, MAX_COHORTS)]
+
+
+@message(tag=0x23, cap=128)
+@dataclass(frozen=True, slots=True)
+class InclusionVote:
+    """A committee member's one vote of this roster: the digest over the results' frames."""
+
+    sid: Bytes32
+    value: Bytes32
+
+
+@message(tag=0x24, cap=280_000)
+@dataclass(frozen=True, slots=True)
+class Included:
+    """The cohorts that are in the sum, and a quorum's votes for them. Proves itself, whoever sends it."""
+
+    sid: Bytes32
+    results: Annotated[tuple[Annotated[bytes, Length(2, RESULT_CAP)], ...], Count(0, MAX_COHORTS)]
+    signers: Annotated[tuple[U8, ...], Count(1, MAX_MEMBERS)]
+    signatures: Annotated[tuple[Bytes64, ...], Count(1, MAX_MEMBERS)]
+
+
+@message(tag=0x25, cap=128)
+@dataclass(frozen=True, slots=True)
+class TotalHash:
+    """SHA-256 of a chunk's total across cohorts, signed by who added it up. It travels before the total's words."""
+
+    sid: Bytes32
+    chunk: U32
+    hash: Bytes32
+
+
+@message(tag=0x26, cap=200_000)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """I lack these totals; or, as who adds them up, your cohort's sums of these chunks."""
+
+    sid: Bytes32
+    totals: Annotated[tuple[U32, ...], Count(0, 16384)]
+    parts: Annotated[tuple[U32, ...], Count(0, 16384)]

@@ -113,6 +113,33 @@ class Sums:
             for chunk in range(self._layout.total_chunks)
         )
 
+    @property
+    def unbound(self) -> tuple[int, ...]:
+        """Chunks whose sum is bound by nobody's signature that counts."""
+        return tuple(c for c in range(self._layout.total_chunks) if self._bound(c) is None)
+
+    def _bound(self, chunk: int) -> bytes | None:
+        """The hash of a chunk's sum that is signed by who counts, by its reducer if it signed one."""
+        reducer = self._duties.reducers[chunk]
+        signers = sorted(self._signers.get(chunk, ()), key=lambda author: (author != reducer, author))
+        return next((self._hashes[author, chunk] for author in signers if self._counts(author, chunk)), None)
+
+    def leaves(self) -> list[bytes]:
+        """Merkle leaves over the signed hashes of all sums. Raises RuntimeError while one is unbound."""
+        bound = [self._bound(c) for c in range(self._layout.total_chunks)]
+        leaves = [merkle.leaf_hash(digest) for digest in bound if digest is not None]
+        if len(leaves) < len(bound):
+            raise RuntimeError("not every sum is signed")
+        return leaves
+
+    def bound_root(self) -> bytes:
+        """Merkle root over the signed hashes of all sums, whether they are here or not."""
+        return merkle.root(self.leaves())
+
+    def authored(self, author: int) -> tuple[int, ...]:
+        """Chunks whose sum by this member is here."""
+        return tuple(c for c, (by, _) in self._data.items() if by == author)
+
     def provable(self, chunk: int) -> bool:
         """Whether I hold this sum and its author's signature, so that I can pass it on."""
         return chunk in self._data and (self._data[chunk][0], chunk) in self._frames

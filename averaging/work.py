@@ -29,8 +29,16 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True)
+class AddUp:
+    """Call `Across.add_up` for each chunk (any thread), then `Across.added_up` with them."""
+
+    sid: bytes
+    chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
-    """Send `Cohort.payload(kind, chunk)` for each chunk to each peer, on the bulk lane."""
+    """Send `Participant.payload(sid, kind, chunk)` for each chunk to each peer, on the bulk lane."""
 
     sid: bytes
     kind: BulkKind
@@ -47,7 +55,7 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """All sums of this sid are here: compute the next state's root; then call `Participant.applied`."""
+    """`Participant.aggregate(sid)` is complete: compute the next state's root; then call `Participant.applied`."""
 
     sid: bytes
 
@@ -87,5 +95,5 @@ class Decided:
     included: bool
 
 
-CohortAction: TypeAlias = Action | Upload | Reduce | Transfer
+CohortAction: TypeAlias = Action | Upload | Reduce | AddUp | Transfer
 ParticipantAction: TypeAlias = CohortAction | Train | Apply | Commit | FetchState | Joined | Decided

@@ -1,0 +1,330 @@
+"""Summing across cohorts as a state machine: one per member and roster, beside the member's own `Cohort`.
+
+It reports the cohort's result, learns which cohorts are included (`averaging.coordinating`), sends the sums that this
+member owns to the heads, adds up what it is the head of, and passes totals on (`averaging.totals`). Members of a cohort
+that aborted end with the same totals as everybody else. Timers come in as `timeout(key)`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from averaging.actions import Note, SetTimer, Send, TimerKey
+from averaging.aggregate import Aggregate, survivors_of
+from averaging.bulk import BulkKind, Chunk
+from averaging.cohort import Cohort
+from averaging.collecting import Failed
+from averaging.coordinating import Coordinating
+from averaging.guard import Guard
+from averaging.messages import Included, Inclusion, InclusionVote, Result, TotalHash, Wanted
+from averaging.params import TOTAL_TURNS, RunParams
+from averaging.reducing import Duties
+from averaging.roster import CheckedRoster
+from averaging.survivors import bitmap
+from averaging.totals import Owners, Totals, make_part, make_total, open_part
+from averaging.work import AddUp, CohortAction, Transfer
+from dht.envelope import Envelope
+from dht.errors import ProtocolError, Refusal
+from dht.identity import Identity, PeerId
+from dht.transport import Part
+
+_REQUESTS = 16
+"""Wanted messages that one peer may send in one roster."""
+
+
+class Across(Coordinating):
+    """One member's part in summing one roster's cohorts."""
+
+    def __init__(
+        self,
+        params: RunParams,
+        identity: Identity,
+        roster: CheckedRoster,
+        committee: tuple[PeerId, ...],
+        guard: Guard,
+        cohort: Cohort,
+    ) -> None:
+        super().__init__(params, identity, roster, committee, guard)
+        self.cohort, self._index = cohort, roster.index
+        self.owners = Owners(params.layout, roster)
+        self.totals = Totals(params.layout, params.run, roster, self.owners)
+        self._mine = frozenset(self.owners.of(roster.index, self.me))
+        self._turn = 0
+        self._shipped: set[tuple[int, PeerId]] = set()
+        self._added: dict[int, tuple[bytes, Part]] = {}
+        self._early: dict[tuple[BulkKind, int, int], tuple[PeerId, Chunk]] = {}
+        self._wanting: dict[int, set[PeerId]] = defaultdict(set)
+        self._asked: dict[PeerId, int] = defaultdict(int)
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[CohortAction]:
+        """Set the clocks of this attempt."""
+        return [*self._begin(), SetTimer(self._key("across"), self.params.deadlines.across(self.roster.largest))]
+
+    def advance(self) -> list[CohortAction]:
+        """Take what follows from my cohort's progress."""
+        if self.failed is not None:
+            return []
+        actions: list[CohortAction] = []
+        if self.cohort.failed is not None:
+            actions += self.report(self._failure())
+        elif self.cohort.finished:
+            actions += self.report(self._result_of_cohort())
+        return [*actions, *self._after_inclusion(), *self._ship()]
+
+    def receive(self, sender: PeerId, message: object, envelope: Envelope) -> list[CohortAction]:
+        """Take a signed message of this roster. Raises ProtocolError when it is refused."""
+        if sender not in self.roster.everybody:
+            raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} is not in this roster")
+        actions: list[CohortAction]
+        match message:
+            case Result():
+                actions = [*self.on_result(sender, message, envelope)]
+            case Inclusion():
+                actions = [*self.on_inclusion(sender, message)]
+            case InclusionVote():
+                actions = [*self.on_vote(sender, message, envelope)]
+            case Included():
+                actions = [*self.on_included(sender, message)]
+            case Wanted():
+                actions = self._on_wanted(sender, message)
+            case _:
+                raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} across cohorts")
+        return [*actions, *self.advance()]
+
+    def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[CohortAction]:
+        """Take a part or a total. Raises ProtocolError when it is refused."""
+        if sender not in self.roster.everybody or not 0 <= chunk.index < self.params.layout.total_chunks:
+            raise ProtocolError(Refusal.NOT_A_MEMBER, f"chunk {chunk.index} from {sender.short}")
+        if self.results is None:
+            self._keep_early(sender, chunk)
+            return []
+        if chunk.kind is BulkKind.PART:
+            return self._on_part(sender, chunk)
+        return self._on_total(chunk)
+
+    def timeout(self, key: TimerKey) -> list[CohortAction]:
+        """A timer of this roster fired."""
+        if self.failed is not None or key[2] >> 8 != self.roster.attempt:
+            return []
+        if key[0] == "across":
+            return self._fail("the sums of the cohorts were not added up in time") if not self.complete else []
+        if key[0] == "totals":
+            return self._late_totals(key[2] & 0xFF)
+        return [*self._coordinate_timeout(key), *self.advance()]
+
+    def suspect(self, peer: PeerId) -> list[CohortAction]:
+        """The driver cannot reach a peer: whoever is next in line takes its place."""
+        self._suspects.add(peer)
+        if self.failed is not None or self.complete:
+            return []
+        actions: list[CohortAction] = [*self._propose()]
+        if self.results is not None:
+            lost = [c for c in self.totals.missing if self.owners.owner(self._index, c) == peer]
+            actions += self._ask(lost, 0)
+            actions += self._complain({peer})
+        return [*actions, *self.advance()]
+
+    def trust(self, peer: PeerId) -> None:
+        """The peer was heard again."""
+        self._suspects.discard(peer)
+
+    def add_up(self, chunk: int) -> None:
+        """Add up the included cohorts' sums of a chunk. Any thread."""
+        self._added[chunk] = self.totals.add_up(chunk)
+
+    def added_up(self, chunks: tuple[int, ...]) -> list[CohortAction]:
+        """The work of an `AddUp` is done: sign the totals and send them to the owner in every cohort."""
+        actions: list[CohortAction] = []
+        for c in chunks:
+            digest, words = self._added.pop(c)
+            payload = make_total(self._seal(TotalHash(self.sid, c, digest)), words)
+            self.totals.drop_parts(c)
+            if self.totals.add(self._index, c, payload):
+                owners = tuple(peer for peer in self.owners.everywhere(c) if peer != self.me)
+                actions += [Transfer(self.sid, BulkKind.TOTAL, (c,), owners), *self._pass_on(c)]
+        return actions
+
+    def payload(self, kind: BulkKind, chunk: int) -> Chunk:
+        """The frame of a `Transfer`."""
+        if kind is BulkKind.PART:
+            _, data = self.cohort.sums.get(chunk)
+            return Chunk(kind, self.sid, self._index, chunk, make_part(data, self.cohort.sums.leaves(), chunk))
+        cohort, payload = self.totals.frame(chunk)
+        return Chunk(kind, self.sid, cohort, chunk, payload)
+
+    # --- results ------------------------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether every total is here or lost."""
+        return bool(self.results) and not self.totals.missing
+
+    def aggregate(self) -> Aggregate:
+        """What the round came to, once `complete`."""
+        assert self.results is not None
+        roster = self.roster
+        duties = [
+            Duties(roster.reducers(self.params.layout, k), len(roster.cohorts[k]), 0)
+            for k in range(len(roster.cohorts))
+        ]
+        return Aggregate(
+            roster.round,
+            roster.attempt,
+            roster.digest,
+            self.sid,
+            roster.largest,
+            survivors_of(roster, duties, self.results),
+            tuple(k for k in range(len(roster.cohorts)) if k not in self.owners.included),
+            self.totals.lost,
+            self.totals.root(),
+            tuple(self.totals.sums()),
+        )
+
+    def _result_of_cohort(self) -> Result:
+        certified, manifests = self.cohort.certified, self.cohort.r3.manifests
+        assert certified is not None
+        tokens = tuple(manifests[i][0].tokens for i in certified.survivors)
+        survivors, reducers = bitmap(certified.survivors), bitmap(certified.reducers)
+        return Result(self.sid, self._index, survivors, reducers, tokens, self.cohort.sums.bound_root())
+
+    # --- parts and totals ---------------------------------------------------------------------------------------
+
+    def _after_inclusion(self) -> list[CohortAction]:
+        """Once, when I learn which cohorts are included."""
+        if self.results is None or self.owners.included or self.failed is not None:
+            return []
+        if not self.results:
+            return self._fail("no cohort came to a sum")
+        self.owners.included = tuple(result.cohort for result in self.results)
+        actions: list[CohortAction] = [SetTimer(self._key("totals"), self.params.deadlines.sums)]
+        early, self._early = self._early, {}
+        for sender, chunk in early.values():
+            try:
+                actions += self.receive_chunk(sender, chunk)
+            except ProtocolError as error:
+                actions.append(Note(str(error), sender))
+        return actions
+
+    def _keep_early(self, sender: PeerId, chunk: Chunk) -> None:
+        """Bulk may overtake the inclusion: one frame for each that an owner or my cohort could send me."""
+        known = chunk.member < len(self.roster.cohorts)
+        wanted = chunk.kind is BulkKind.TOTAL or chunk.index in self._mine
+        if known and wanted and (sender in self.roster.peers or sender in self.owners.everywhere(chunk.index)):
+            self._early.setdefault((chunk.kind, chunk.member, chunk.index), (sender, chunk))
+
+    def _ship(self) -> list[CohortAction]:
+        """Send the sums that I made to who adds them up, to the next in line where that one is gone."""
+        if self.results is None or self._index not in self.owners.included:
+            return []
+        to: dict[PeerId, list[int]] = defaultdict(list)
+        for c in self.cohort.sums.authored(self.cohort.me):
+            head = self._head(c)
+            if not self.totals.holds(c) and (c, head) not in self._shipped:
+                self._shipped.add((c, head))
+                to[head].append(c)
+        actions: list[CohortAction] = []
+        for head, chunks in to.items():
+            if head == self.me:
+                for c in chunks:
+                    actions += self._on_part(self.me, self.payload(BulkKind.PART, c))
+            else:
+                actions.append(Transfer(self.sid, BulkKind.PART, tuple(chunks), (head,)))
+        return actions
+
+    def _head(self, chunk: int) -> PeerId:
+        heads = self.owners.heads(chunk)
+        if self._turn:
+            return heads[self._turn % len(heads)]
+        return next((head for head in heads if head not in self._suspects), heads[0])
+
+    def _on_part(self, sender: PeerId, chunk: Chunk) -> list[CohortAction]:
+        result = next((r for r in self.results or () if r.cohort == chunk.member), None)
+        if result is None or sender not in self.roster.cohort(chunk.member):
+            raise ProtocolError(Refusal.NOT_A_MEMBER, f"a part of cohort {chunk.member} from {sender.short}")
+        if chunk.index not in self._mine:
+            raise ProtocolError(Refusal.UNEXPECTED, f"chunk {chunk.index} is not mine to add up")
+        if self.totals.holds(chunk.index):
+            return []
+        data = open_part(self.params.layout, chunk.index, chunk.data, result)
+        return [AddUp(self.sid, (chunk.index,))] if self.totals.add_part(chunk.member, chunk.index, data) else []
+
+    def _on_total(self, chunk: Chunk) -> list[CohortAction]:
+        if not self.totals.add(chunk.member, chunk.index, chunk.data):
+            return []
+        self.totals.drop_parts(chunk.index)
+        return self._pass_on(chunk.index)
+
+    def _pass_on(self, chunk: int) -> list[CohortAction]:
+        """A new total goes to my cohort, if I am its owner there, and to whoever asked for it."""
+        to = self._wanting.pop(chunk, set())
+        if chunk in self._mine:
+            to |= set(self.roster.peers)
+        others = tuple(peer for peer in sorted(to) if peer != self.me)
+        return [Transfer(self.sid, BulkKind.TOTAL, (chunk,), others)] if others else []
+
+    # --- when somebody is gone ----------------------------------------------------------------------------------
+
+    def _late_totals(self, turn: int) -> list[CohortAction]:
+        """Ask the heads themselves, and let the next ones add up what is missing."""
+        if self.complete:
+            return []
+        if turn >= TOTAL_TURNS:
+            if len(self.totals.missing) == self.params.layout.total_chunks:
+                return self._fail("no total arrived in time")
+            self.totals.give_up()
+            return []
+        self._turn = turn + 1
+        again = SetTimer(self._key("totals", turn + 1), self.params.deadlines.sums)
+        everybody = set(self.roster.everybody)
+        return [again, *self._ship(), *self._ask(self.totals.missing, turn), *self._complain(everybody)]
+
+    def _ask(self, chunks: Iterable[int], turn: int) -> list[CohortAction]:
+        """Ask for totals where they are made; who has not got one yet sends it when it has."""
+        to: dict[PeerId, list[int]] = defaultdict(list)
+        for c in chunks:
+            heads = self.owners.heads(c)
+            for peer in {heads[turn % len(heads)], heads[(turn + 1) % len(heads)]} - {self.me}:
+                to[peer].append(c)
+        return [Send(peer, self._seal(Wanted(self.sid, tuple(wanted), ()))) for peer, wanted in sorted(to.items())]
+
+    def _complain(self, owners: set[PeerId]) -> list[CohortAction]:
+        """As a head: tell the cohorts of these owners that their sums of my chunks did not come."""
+        lacking: dict[int, list[int]] = defaultdict(list)
+        for c in self.totals.begun:
+            for k in self.totals.lacking(c):
+                if self.owners.owner(k, c) in owners:
+                    lacking[k].append(c)
+        return [
+            Send(peer, self._seal(Wanted(self.sid, (), tuple(chunks))))
+            for k, chunks in sorted(lacking.items())
+            for peer in self.roster.cohort(k)
+            if peer != self.me
+        ]
+
+    def _on_wanted(self, sender: PeerId, message: Wanted) -> list[CohortAction]:
+        self._asked[sender] += 1
+        if self._asked[sender] > _REQUESTS:
+            raise ProtocolError(Refusal.RATE_LIMITED, "asked for totals too often")
+        every = self.params.layout.total_chunks
+        chunks = [c for c in message.totals if c < every]
+        have = tuple(c for c in chunks if self.totals.holds(c))
+        for c in set(chunks) - set(have):
+            self._wanting[c].add(sender)
+        actions: list[CohortAction] = [Transfer(self.sid, BulkKind.TOTAL, have, (sender,))] if have else []
+        if self.results is None or self._index not in self.owners.included:
+            return actions
+        parts = [c for c in message.parts if c < every and sender in self.owners.heads(c)]
+        made = set(self.cohort.sums.authored(self.cohort.me))
+        mine = tuple(c for c in parts if c in made)
+        actions += [Transfer(self.sid, BulkKind.PART, mine, (sender,))] if mine else []
+        gone = {self.owners.owner(self._index, c) for c in parts if c not in made} - {self.me}
+        for owner in sorted(gone):
+            actions += self.cohort.replace_reducer(owner)
+        return actions
+
+    def _fail(self, reason: str) -> list[CohortAction]:
+        self.failed = Failed(reason, self.cohort.certified is not None, ())
+        return [Note(reason)]

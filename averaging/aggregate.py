@@ -1,0 +1,56 @@
+"""What a round's aggregation came to, of one cohort or of many: integers that everybody holds alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from averaging.messages import Result
+from averaging.record import Survivor
+from averaging.reducing import Duties
+from averaging.roster import CheckedRoster
+from averaging.survivors import bits
+
+IntegerArray = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """The sums of a round and whose updates are in them.
+
+    `sid` is the round's. `members` is the size of the largest cohort, which sets the codec's levels. `survivors` are
+    sorted by peer id. `sums` has one array per chunk, the trailer last: ring words of a single cohort, or signed
+    integers (`averaging.wide`) added up across cohorts; zeros for the `lost` chunks. `root` is the Merkle root over
+    the chunks' hashes.
+    """
+
+    round: int
+    attempt: int
+    roster: bytes
+    sid: bytes
+    members: int
+    survivors: tuple[Survivor, ...]
+    left_out: tuple[int, ...]
+    lost: tuple[int, ...]
+    root: bytes
+    sums: tuple[IntegerArray, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all survivors: the sum of weights is tokens / cap."""
+        return sum(survivor.tokens for survivor in self.survivors)
+
+
+def survivors_of(roster: CheckedRoster, duties: Sequence[Duties], results: Sequence[Result]) -> tuple[Survivor, ...]:
+    """The survivors of these cohorts' results, sorted by peer id. `duties` are in order of the cohorts' indices."""
+    survivors = []
+    for result in results:
+        peers, work, live = roster.cohort(result.cohort), duties[result.cohort], bits(result.reducers)
+        for member, tokens in zip(bits(result.survivors), result.tokens, strict=True):
+            reduced = len(work.of(member)) if member in live else 0
+            survivors.append(Survivor(bytes(peers[member]), tokens, reduced))
+    return tuple(sorted(survivors, key=lambda survivor: survivor.peer))

@@ -1,0 +1,178 @@
+"""Totals across cohorts: who owns and who adds up a chunk, the frames between them, and what has arrived.
+
+Each chunk has an owner in every cohort, its reducer there. The owners of one chunk send their cohort's sum to one of
+them, the *head*; it adds them up, signs the hash of the total and sends it to the owner in every cohort, who passes it
+on to the cohort. So every peer sends and receives about the model's size, however many cohorts there are. Heads are spread over
+the included cohorts by chunk index; if one is gone the next cohort's owner takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+import numpy as np
+
+from averaging import wide
+from averaging.aggregate import IntegerArray
+from averaging.layout import Layout
+from averaging.messages import Result, TotalHash
+from averaging.roster import CheckedRoster
+from dht import merkle
+from dht.envelope import Envelope
+from dht.errors import ProtocolError, Refusal
+from dht.identity import PeerId
+from dht.transport import Part
+from dht.wire import decode_as, encode
+
+_HASH = 32
+
+
+class Owners:
+    """Who owns which chunk in which cohort, and who adds it up."""
+
+    def __init__(self, layout: Layout, roster: CheckedRoster) -> None:
+        self._reducers = [roster.reducers(layout, k) for k in range(len(roster.cohorts))]
+        self._peers = [roster.cohort(k) for k in range(len(roster.cohorts))]
+        self.included: tuple[int, ...] = ()
+
+    def owner(self, cohort: int, chunk: int) -> PeerId:
+        """The member of a cohort that owns a chunk."""
+        return self._peers[cohort][self._reducers[cohort][chunk]]
+
+    def everywhere(self, chunk: int) -> tuple[PeerId, ...]:
+        """The owners of a chunk, by cohort."""
+        return tuple(self.owner(k, chunk) for k in range(len(self._peers)))
+
+    def heads(self, chunk: int) -> tuple[PeerId, ...]:
+        """Who adds a chunk up, first in line first: its owners in the included cohorts."""
+        count = len(self.included)
+        return tuple(self.owner(self.included[(chunk + j) % count], chunk) for j in range(count))
+
+    def of(self, cohort: int, peer: PeerId) -> tuple[int, ...]:
+        """The chunks that a peer owns in its cohort."""
+        if peer not in self._peers[cohort]:
+            return ()
+        member = self._peers[cohort].index(peer)
+        return tuple(c for c, reducer in enumerate(self._reducers[cohort]) if reducer == member)
+
+
+def make_part(data: Part, leaves: Sequence[bytes], chunk: int) -> bytes:
+    """A cohort's sum with its proof, as the payload of a PART frame."""
+    return b"".join((data, *merkle.proof(leaves, chunk)))
+
+
+def open_part(layout: Layout, chunk: int, payload: Part, result: Result) -> Part:
+    """The sum in a PART frame. Raises ProtocolError unless it is under the root that the cohort's members signed."""
+    if not 0 <= chunk < layout.total_chunks or len(payload) < layout.chunk_bytes(chunk):
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a part of chunk {chunk} with {len(payload)} bytes")
+    view = memoryview(payload)
+    data, rest = view[: layout.chunk_bytes(chunk)], view[layout.chunk_bytes(chunk) :]
+    path = [bytes(rest[i : i + _HASH]) for i in range(0, len(rest), _HASH)]
+    leaf = merkle.leaf_hash(sha256(data).digest())
+    if merkle.root_from_proof(leaf, chunk, layout.total_chunks, path) != result.root:
+        raise ProtocolError(Refusal.BAD_HASH, f"the sum of chunk {chunk} is not what cohort {result.cohort} signed")
+    return data
+
+
+def make_total(signed: Envelope, words: Part) -> bytes:
+    """The payload of a TOTAL frame; `signed` is an envelope with a TotalHash."""
+    frame = encode(signed)
+    return b"".join((len(frame).to_bytes(2, "big"), frame, words))
+
+
+class Totals:
+    """The totals of one roster as one member knows them."""
+
+    def __init__(self, layout: Layout, run: bytes, roster: CheckedRoster, owners: Owners) -> None:
+        self._layout, self._run, self._roster, self._owners = layout, run, roster, owners
+        self._frames: dict[int, tuple[int, Part]] = {}  # chunk -> (the head's cohort, payload)
+        self._words: dict[int, tuple[bytes, Part]] = {}  # chunk -> (hash, wide words)
+        self._parts: dict[int, dict[int, Part]] = {}
+        self.lost: tuple[int, ...] = ()
+
+    # --- parts, at the head -------------------------------------------------------------------------------------
+
+    def add_part(self, cohort: int, chunk: int, data: Part) -> bool:
+        """Keep a cohort's checked sum; whether all included cohorts' sums of this chunk are here now."""
+        kept = self._parts.setdefault(chunk, {})
+        fresh = kept.setdefault(cohort, data) is data
+        return fresh and len(kept) == len(self._owners.included)
+
+    def lacking(self, chunk: int) -> tuple[int, ...]:
+        """Included cohorts whose sum of a chunk is not here."""
+        kept = self._parts.get(chunk, {})
+        return tuple(k for k in self._owners.included if k not in kept)
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """Chunks of which some sum but not the total is here."""
+        return tuple(c for c in self._parts if c not in self._words)
+
+    def add_up(self, chunk: int) -> tuple[bytes, memoryview]:
+        """(hash, wire bytes) of the total of the parts. Any thread."""
+        layout = self._layout
+        parts = self._parts[chunk]
+        total = np.zeros(layout.words(chunk), wide.wide_dtype(layout, chunk))
+        for data in parts.values():
+            total += wide.lift(layout, chunk, np.frombuffer(data, layout.dtype(chunk)))
+        words = wide.pack(layout, chunk, total)
+        return sha256(words).digest(), words
+
+    def drop_parts(self, chunk: int) -> None:
+        """The total of this chunk is here: its parts are not needed any more."""
+        self._parts.pop(chunk, None)
+
+    # --- totals, at everybody -----------------------------------------------------------------------------------
+
+    def add(self, cohort: int, chunk: int, payload: Part) -> bool:
+        """Keep a total that arrived; whether it is new. Raises ProtocolError unless one who may add it up signed it."""
+        layout = self._layout
+        if not 0 <= chunk < layout.total_chunks or cohort not in self._owners.included:
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a total of chunk {chunk} by cohort {cohort}")
+        if chunk in self._words or chunk in self.lost:
+            return False
+        view = memoryview(payload)
+        size = int.from_bytes(view[:2], "big")
+        signed, words = decode_as(Envelope, bytes(view[2 : 2 + size])), view[2 + size :]
+        if len(words) != layout.words(chunk) * layout.wide_size(chunk):
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a total of chunk {chunk} with {len(words)} bytes")
+        said = decode_as(TotalHash, signed.body)
+        if signed.check(self._run) != self._owners.owner(cohort, chunk) or signed.round != self._roster.round:
+            raise ProtocolError(Refusal.WRONG_SENDER, f"a total of chunk {chunk} by nobody who may add it up")
+        digest = sha256(words).digest()
+        if said != TotalHash(self._roster.round_sid, chunk, digest):
+            raise ProtocolError(Refusal.BAD_HASH, f"the total of chunk {chunk} is not what its author signed")
+        self._frames[chunk], self._words[chunk] = (cohort, payload), (digest, words)
+        return True
+
+    def frame(self, chunk: int) -> tuple[int, Part]:
+        """(the head's cohort, payload) of a total that is here."""
+        return self._frames[chunk]
+
+    def holds(self, chunk: int) -> bool:
+        """Whether the total of a chunk is here."""
+        return chunk in self._words
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Chunks whose total is neither here nor given up."""
+        every = range(self._layout.total_chunks)
+        return tuple(c for c in every if c not in self._words and c not in self.lost)
+
+    def give_up(self) -> None:
+        """The missing totals are lost for good: zero for everyone, and the record says so."""
+        self.lost = self.missing
+
+    def sums(self) -> Iterable[IntegerArray]:
+        """The integers of every chunk, zeros for a lost one."""
+        for c in range(self._layout.total_chunks):
+            if c in self.lost:
+                yield np.zeros(self._layout.words(c), wide.wide_dtype(self._layout, c))
+            else:
+                yield wide.unpack(self._layout, c, self._words[c][1])
+
+    def root(self) -> bytes:
+        """Merkle root over the totals' hashes; a lost chunk is the leaf of nothing."""
+        every = range(self._layout.total_chunks)
+        return merkle.root([merkle.leaf_hash(b"" if c in self.lost else self._words[c][0]) for c in every])
