@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from averaging.actions import Note, SetTimer, Send, TimerKey
-from averaging.aggregate import Aggregate, survivors_of
+from averaging.actions import Note, Send, SetTimer, TimerKey
+from averaging.aggregate import Aggregate, result_of, survivors_of
 from averaging.bulk import BulkKind, Chunk
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
@@ -21,7 +21,6 @@ from averaging.messages import Included, Inclusion, InclusionVote, Result, Total
 from averaging.params import TOTAL_TURNS, RunParams
 from averaging.reducing import Duties
 from averaging.roster import CheckedRoster
-from averaging.survivors import bitmap
 from averaging.totals import Owners, Totals, make_part, make_total, open_part
 from averaging.work import AddUp, CohortAction, Transfer
 from dht.envelope import Envelope
@@ -35,6 +34,8 @@ _REQUESTS = 16
 
 class Across(Coordinating):
     """One member's part in summing one roster's cohorts."""
+
+    TIMERS = ("include", "result", "totals", "across")
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Across(Coordinating):
         if self.cohort.failed is not None:
             actions += self.report(self._failure())
         elif self.cohort.finished:
-            actions += self.report(self._result_of_cohort())
+            actions += self.report(result_of(self.cohort, self.cohort.sums.bound_root()))
         return [*actions, *self._after_inclusion(), *self._ship()]
 
     def receive(self, sender: PeerId, message: object, envelope: Envelope) -> list[CohortAction]:
@@ -182,13 +183,6 @@ class Across(Coordinating):
             self.totals.root(),
             tuple(self.totals.sums()),
         )
-
-    def _result_of_cohort(self) -> Result:
-        certified, manifests = self.cohort.certified, self.cohort.r3.manifests
-        assert certified is not None
-        tokens = tuple(manifests[i][0].tokens for i in certified.survivors)
-        survivors, reducers = bitmap(certified.survivors), bitmap(certified.reducers)
-        return Result(self.sid, self._index, survivors, reducers, tokens, self.cohort.sums.bound_root())
 
     # --- parts and totals ---------------------------------------------------------------------------------------
 

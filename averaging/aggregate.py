@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from averaging.cohort import Cohort
 from averaging.messages import Result
 from averaging.record import Survivor
 from averaging.reducing import Duties
 from averaging.roster import CheckedRoster
-from averaging.survivors import bits
+from averaging.survivors import bitmap, bits
 
 IntegerArray = npt.NDArray[np.integer[Any]]
 
@@ -43,6 +44,33 @@ class Aggregate:
     def tokens(self) -> int:
         """Tokens of all survivors: the sum of weights is tokens / cap."""
         return sum(survivor.tokens for survivor in self.survivors)
+
+
+def of_cohort(cohort: Cohort) -> Aggregate:
+    """What the only cohort of a roster came to, once its sums are complete."""
+    roster, certified, sums = cohort.roster, cohort.certified, cohort.sums
+    assert certified is not None
+    return Aggregate(
+        roster.round,
+        roster.attempt,
+        roster.digest,
+        roster.round_sid,
+        len(roster.members),
+        survivors_of(roster, [cohort.duties], [result_of(cohort, sums.root())]),
+        (),
+        sums.lost,
+        sums.root(),
+        tuple(sums.ring(c) for c in range(cohort.layout.total_chunks)),
+    )
+
+
+def result_of(cohort: Cohort, root: bytes) -> Result:
+    """What a cohort's aggregation came to, as its members sign it."""
+    certified, roster = cohort.certified, cohort.roster
+    assert certified is not None
+    tokens = tuple(cohort.r3.manifests[i][0].tokens for i in certified.survivors)
+    survivors, reducers = bitmap(certified.survivors), bitmap(certified.reducers)
+    return Result(roster.round_sid, roster.index, survivors, reducers, tokens, root)
 
 
 def survivors_of(roster: CheckedRoster, duties: Sequence[Duties], results: Sequence[Result]) -> tuple[Survivor, ...]:

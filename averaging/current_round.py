@@ -6,17 +6,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from averaging import aggregate as aggregates
+from averaging.across import Across
 from averaging.actions import Action, Note, Send, SetTimer, TimerKey
+from averaging.aggregate import Aggregate
 from averaging.agreement import Agreement, Timeouts
 from averaging.attesting import Attestations
 from averaging.ballots import Ballot, Certificate, Decision, DecisionRequest, Gossip, Proposal
 from averaging.chain import Chain
 from averaging.cohort import Cohort
-from averaging.convening import Convening
+from averaging.collecting import Failed
+from averaging.convening import DEFAULT_CAPACITY, Convening
 from averaging.guard import Guard
 from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
 from averaging.params import MAX_MEMBERS, RunParams, honest_witness
-from averaging.record import LOSS_SCALE, ZERO, Record, Survivor
+from averaging.record import LOSS_SCALE, ZERO, Record
 from averaging.work import Apply, Decided, Joined, ParticipantAction, Train
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError
@@ -38,13 +42,17 @@ class CurrentRound:
         guard: Guard,
         urandom: Callable[[int], bytes],
         chain: Chain,
+        capacity: int = DEFAULT_CAPACITY,
     ) -> None:
+        self._capacity = capacity
         self.params, self.number = params, chain.head.round + 1
         self._identity, self._guard, self._urandom, self._chain = identity, guard, urandom, chain
         self.committee = chain.committee()
         self.head = chain.head
         self.convening: Convening | None = None
         self.cohort: Cohort | None = None
+        self.across: Across | None = None
+        self.aggregate: Aggregate | None = None
         self.outcome: tuple[Record, Certificate] | None = None
         self._tokens: int | None = None
         self._gone: set[PeerId] = set()
@@ -54,7 +62,6 @@ class CurrentRound:
         self._informed: dict[PeerId, int] = {}
         self._agreeing = False
         self._held: tuple[Record, Certificate] | None = None
-        self._applying = False
         self.timers: dict[TimerKey, None] = {}
         commit = params.deadlines.commit
         self.agreement = Agreement(
@@ -90,6 +97,8 @@ class CurrentRound:
             self._guard,
             self._urandom,
             self._gone,
+            self._chain.tip.electors.members(),
+            self._capacity,
         )
         self.convening.newcomers = set(newcomers)
         return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])
@@ -112,7 +121,10 @@ class CurrentRound:
             return self._track(self.convening.receive_closed(sender, message) if self.convening else [])
         if isinstance(message, Seating):
             return self._track(self._on_roster(message))
-        if self.cohort is None or getattr(message, "sid", b"") != self.cohort.sid:
+        sid = getattr(message, "sid", b"")
+        if self.across is not None and sid == self.across.sid:
+            return self._track([*self.across.receive(sender, message, envelope), *self.advance()])
+        if self.cohort is None or sid != self.cohort.sid:
             self._keep_early(sender, message, frame)
             return []
         return self._track([*self.cohort.receive(sender, message, frame), *self.advance()])
@@ -132,6 +144,8 @@ class CurrentRound:
             return []
         if self.cohort is None:
             return []
+        if self.across is not None and name in Across.TIMERS:
+            return self._track([*self.across.timeout(key), *self.advance()])
         return self._track([*self.cohort.timeout(key), *self.advance()])
 
     def trained(self, tokens: int) -> Sequence[ParticipantAction]:
@@ -141,10 +155,9 @@ class CurrentRound:
 
     def applied(self, state_root: bytes, loss: float) -> Sequence[ParticipantAction]:
         """The next state's root is known: attest the record that follows from it."""
-        cohort = self.cohort
-        if cohort is None or cohort.certified is None or self._attested.mine is not None:
+        if self.aggregate is None or self._attested.mine is not None:
             return []
-        record = self._make_record(cohort, state_root, loss)
+        record = self._make_record(self.aggregate, state_root, loss)
         self._attested.mine = record
         if self._held is not None:
             self.outcome = self._held
@@ -165,7 +178,9 @@ class CurrentRound:
         if self.convening is not None:
             actions += self.convening.suspect(peer)
         if self.cohort is not None:
-            actions += [*self.cohort.suspect(peer), *self.advance()]
+            actions += self.cohort.suspect(peer)
+            actions += self.across.suspect(peer) if self.across is not None else []
+            actions += self.advance()
         return self._track(actions)
 
     def lost_its_part(self, peer: PeerId) -> bool:
@@ -179,6 +194,8 @@ class CurrentRound:
             self.convening.trust(peer)
         if self.cohort is not None:
             self.cohort.trust(peer)
+        if self.across is not None:
+            self.across.trust(peer)
 
     def _keep_early(self, sender: PeerId, message: object, frame: bytes) -> None:
         """Shares may overtake the roster. Nothing else can: the next step needs the shares that I will deal."""
@@ -197,8 +214,13 @@ class CurrentRound:
         if roster is None or self.convening.secrets is None:
             return []
         self.cohort = Cohort(self.params, self._identity, roster, self.convening.secrets, self._guard, self._urandom)
-        give_up = SetTimer(("give-up", self.number, 0), self.params.deadlines.total(len(roster.peers)))
-        actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers), give_up]
+        limits = self.params.deadlines
+        longest = limits.total(len(roster.peers)) if roster.alone else limits.across(roster.largest) + limits.commit
+        actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers)]
+        actions += [SetTimer(("give-up", self.number, 0), longest), *self.convening.pass_on(seating)]
+        if not roster.alone:
+            self.across = Across(self.params, self._identity, roster, self.committee, self._guard, self.cohort)
+            actions += self.across.start()
         actions += self.cohort.start()
         if self._tokens is not None:
             actions += self.cohort.update_ready(self._tokens)
@@ -215,41 +237,49 @@ class CurrentRound:
 
     def advance(self) -> Sequence[ParticipantAction]:
         """Take what follows from the cohort's progress: apply its sums, or try again, or give the round up."""
-        cohort = self.cohort
-        if cohort is None:
+        if self.cohort is None:
             return []
-        if cohort.failed is None:
-            if cohort.certified is not None and cohort.sums.complete and not self._applying:
-                self._applying = True
-                return [Apply(cohort.sid)]
-            return []
-        failed = cohort.failed
-        if failed.opened or self._guard.has_opened(self.params.run, self.number) is not None:
-            return self._give_up() if not self._attested.given_up else []
-        if self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
-            return self._give_up() if not self._attested.given_up else []
-        self.cohort = None
-        missing = tuple(peer for peer in failed.laggards if peer in cohort.peers)
-        return self._track(self.convening.begin(self.convening.attempt + 1, self.params.weight_cap, missing))
+        across = list(self.across.advance()) if self.across is not None else []
+        failed = self._failed()
+        if failed is None:
+            return self._track([*across, *self._apply()])
+        opened = failed.opened or self._guard.has_opened(self.params.run, self.number) is not None
+        if opened or self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
+            return self._track([*across, *([] if self._attested.given_up else self._give_up())])
+        missing = tuple(peer for peer in failed.laggards if peer in self.cohort.peers)
+        self.cohort = self.across = None
+        begin = self.convening.begin(self.convening.attempt + 1, self.params.weight_cap, missing)
+        return self._track([*across, *begin])
 
-    def _make_record(self, cohort: Cohort, state_root: bytes, loss: float) -> Record:
-        assert cohort.certified is not None
-        survivors = []
-        for i in cohort.certified.survivors:
-            chunks = len(cohort.duties.of(i)) if i in cohort.certified.reducers else 0
-            survivors.append(Survivor(cohort.peers[i], cohort.r3.manifests[i][0].tokens, chunks))
+    def _failed(self) -> Failed | None:
+        """Why this attempt gives no sum. A cohort that fails among others is left out; the attempt goes on."""
+        if self.across is not None:
+            return self.across.failed
+        return self.cohort.failed if self.cohort is not None else None
+
+    def _apply(self) -> list[ParticipantAction]:
+        cohort, across = self.cohort, self.across
+        if self.aggregate is not None or cohort is None:
+            return []
+        if across is not None and across.complete:
+            self.aggregate = across.aggregate()
+        elif across is None and cohort.certified is not None and cohort.sums.complete:
+            self.aggregate = aggregates.of_cohort(cohort)
+        return [Apply(self.aggregate.sid)] if self.aggregate is not None else []
+
+    def _make_record(self, aggregate: Aggregate, state_root: bytes, loss: float) -> Record:
         record = Record(
             self.params.run,
             self.number,
             self.head.hash(),
             False,
-            cohort.roster.attempt,
-            cohort.roster.digest,
-            cohort.sid,
-            cohort.sums.root(),
-            tuple(sorted(survivors, key=lambda survivor: bytes(survivor.peer))),
-            (),
-            cohort.sums.lost,
+            aggregate.attempt,
+            aggregate.roster,
+            aggregate.sid,
+            aggregate.root,
+            aggregate.survivors,
+            aggregate.left_out,
+            aggregate.lost,
             max(0, min(round(loss * LOSS_SCALE), 2**32 - 1)),
             state_root,
             ZERO,
@@ -297,13 +327,21 @@ class CurrentRound:
             return []
         record, certificate = self.agreement.decision
         cohort = self.cohort
-        sums_due = cohort is not None and cohort.sid == record.sid and cohort.failed is None
+        sums_due = cohort is not None and cohort.roster.round_sid == record.sid and self._failed() is None
         if not record.void and self._attested.mine is None and sums_due:
             # The others were faster, and my sums are on their way: cheaper than fetching the whole state.
             self._held = (record, certificate)
             return [SetTimer(("fetch", self.number, 0), self.params.deadlines.sums)]
         self.outcome = (record, certificate)
         return []
+
+    def audience(self, me: PeerId) -> set[PeerId]:
+        """Members of the roster outside the committee whom I tell the decision: two of the committee tell each."""
+        if self.cohort is None or me not in self.committee:
+            return set()
+        place, count = self.committee.index(me), len(self.committee)
+        others = [peer for peer in self.cohort.roster.everybody if peer not in set(self.committee)]
+        return {peer for i, peer in enumerate(others) if (i - place) % count in (0, 1)}
 
     def adoptable(self, record: Record) -> bool:
         """Whether the certified record is the one whose state I computed myself."""

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.aggregate import Aggregate
 from averaging.bulk import BulkKind, is_bulk, parse
 from averaging.chain import Chain
 from averaging.cohort import Cohort
@@ -20,6 +21,7 @@ from averaging.layout import RingArray
 from averaging.participant import Participant
 from averaging.record import Record
 from averaging.work import (
+    AddUp,
     Apply,
     Commit,
     Decided,
@@ -70,16 +72,16 @@ class Work(Protocol):
         """Ring elements of one chunk of the update (the trailer included). Any thread."""
         ...
 
-    async def apply(self, cohort: Cohort) -> tuple[bytes, float]:
-        """(next state's root, public mean training loss) that the cohort's sums lead to; durable when it returns."""
+    async def apply(self, aggregate: Aggregate) -> tuple[bytes, float]:
+        """(next state's root, public mean training loss) that the sums lead to; durable when it returns."""
         ...
 
-    async def commit(self, record: Record, chain: Chain, cohort: Cohort) -> None:
+    async def commit(self, record: Record, chain: Chain) -> None:
         """Adopt the state that `apply` announced; on disk when it returns."""
         ...
 
-    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
-        """Get and adopt a certified state from donors; False when nobody gave it. `update`: where mine went in."""
+    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId]) -> bool:
+        """Get and adopt a certified state from donors; False when nobody gave it."""
         ...
 
 
@@ -260,12 +262,14 @@ class Driver:
                 await self._upload(sid, plan)
             case Reduce(sid, chunks):
                 await self._reduce(sid, chunks)
+            case AddUp(sid, chunks):
+                await self._add_up(sid, chunks)
             case Transfer(sid, kind, chunks, to):
                 await self._transfer(sid, kind, chunks, to)
             case Apply(sid):
                 await self._apply(sid)
-            case Commit(record, _, sid):
-                await self._commit(record, sid)
+            case Commit(record, _, _):
+                await self._commit(record)
             case FetchState(record, donors):
                 await self._fetch(record, donors)
 
@@ -297,7 +301,7 @@ class Driver:
                 for chunk, receivers in batch:
                     parts = cohort.payload(BulkKind.MASKED, chunk).parts()
                     for to in receivers:
-                        self._spawn_send(self._send_bulk(to, parts, cohort))
+                        self._spawn_send(self._send_bulk(to, parts, sid, BulkKind.MASKED))
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "survivors")
         self._feed(lambda: self.participant.uploaded(sid))
 
@@ -323,45 +327,54 @@ class Driver:
 
         return self._loop.run_in_executor(self._pool, run)
 
-    async def _transfer(self, sid: bytes, kind: BulkKind, chunks: tuple[int, ...], to: tuple[PeerId, ...]) -> None:
-        cohort = self.participant.cohort(sid)
-        if cohort is None:
+    async def _add_up(self, sid: bytes, chunks: tuple[int, ...]) -> None:
+        across = self.participant.across(sid)
+        if across is None:
             return
+
+        def run() -> None:
+            for chunk in chunks:
+                across.add_up(chunk)
+
+        await self._loop.run_in_executor(self._pool, run)
+        self._feed(lambda: self.participant.added_up(sid, chunks))
+
+    async def _transfer(self, sid: bytes, kind: BulkKind, chunks: tuple[int, ...], to: tuple[PeerId, ...]) -> None:
         for chunk in chunks:
-            parts = cohort.payload(kind, chunk).parts()
+            frame = self.participant.payload(sid, kind, chunk)
+            if frame is None:
+                return
+            parts = frame.parts()
             for peer in to:
-                self._spawn_send(self._send_bulk(peer, parts, cohort))
+                self._spawn_send(self._send_bulk(peer, parts, sid, kind))
 
     async def _apply(self, sid: bytes) -> None:
-        cohort = self.participant.cohort(sid)
-        if cohort is None:
+        aggregate = self.participant.aggregate(sid)
+        if aggregate is None:
             return
-        self._observer.step(cohort.roster.round, cohort.roster.attempt, "commit")
+        self._observer.step(aggregate.round, aggregate.attempt, "commit")
         self._work.interrupt()  # whoever still trains came too late for this round
         async with self._working:
-            root, loss = await self._work.apply(cohort)
+            root, loss = await self._work.apply(aggregate)
         self._feed(lambda: self.participant.applied(sid, root, loss))
 
-    async def _commit(self, record: Record, sid: bytes) -> None:
-        cohort, chain = self.participant.cohort(sid), self.participant.chain
-        assert cohort is not None
+    async def _commit(self, record: Record) -> None:
+        chain = self.participant.chain
         assert chain is not None
         self._work.interrupt()
         async with self._working:
-            await self._work.commit(record, chain, cohort)
+            await self._work.commit(record, chain)
         self._observer.settled(record.round)
         self._feed(lambda: self.participant.holds(record.round))
 
     async def _fetch(self, record: Record, donors: Sequence[PeerId]) -> None:
         chain = self.participant.chain
         assert chain is not None
-        previous = self.participant.previous
-        mine = previous if previous is not None and previous.sid == record.sid else None
         self._work.interrupt()
         async with self._working:
             if chain.head.round != record.round:
                 return  # while this waited its turn a newer head came, which is fetched instead
-            found = await self._work.fetch(record, chain, donors, mine)
+            found = await self._work.fetch(record, chain, donors)
         if found:
             self._observer.settled(record.round)
             self._feed(lambda: self.participant.holds(record.round))
@@ -380,9 +393,9 @@ class Driver:
         relevant = message.round
         await self._persist(to, lambda: self._transport.send(to, parts), lambda: self.participant.round <= relevant + 1)
 
-    async def _send_bulk(self, to: PeerId, parts: Sequence[Part], cohort: Cohort) -> None:
+    async def _send_bulk(self, to: PeerId, parts: Sequence[Part], sid: bytes, kind: BulkKind) -> None:
         send = lambda: self._transport.send(to, parts, bulk=True)  # noqa: E731
-        await self._persist(to, send, lambda: self.participant.cohort(cohort.sid) is cohort and not cohort.failed)
+        await self._persist(to, send, lambda: self.participant.works_on(sid, kind))
 
     async def _persist(self, to: PeerId, send: Callable[[], Awaitable[None]], matters: Callable[[], bool]) -> None:
         """Deliver while it matters; a peer that two attempts in a row do not reach is suspected of being gone."""

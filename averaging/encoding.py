@@ -37,6 +37,9 @@ __all__ = [
 _DITHER = 65536.0
 _SIGNED: dict[int, np.dtype[Any]] = {8: np.dtype("i1"), 16: np.dtype("<i2"), 32: np.dtype("<i4")}
 
+# By ring and kind: "u" a cohort's sum, "i" one across cohorts with eight bits more. What is left has at most 20 bits.
+_SHIFT = {(8, "u"): 0, (16, "u"): 0, (32, "u"): 12, (8, "i"): 0, (16, "i"): 4, (32, "i"): 20}
+
 _scratch = Scratch()
 
 
@@ -171,7 +174,7 @@ class Decoder:
         self._scales = _checked_scales(layout, scales).astype(np.float64)
         self._rotation = Rotation(sign_seed)
 
-    def decode_chunk(self, chunk: int, summed: RingArray, weight_sum: float) -> Float32Array:
+    def decode_chunk(self, chunk: int, summed: npt.NDArray[np.integer[Any]], weight_sum: float) -> Float32Array:
         """The mean update of a data chunk, float32[chunk], from the unmasked sum and the survivors' weight sum."""
         if not weight_sum > 0.0:
             raise ValueError(f"weight sum {weight_sum} is not positive")
@@ -189,19 +192,20 @@ class Decoder:
         )
         return decoded
 
-    def block_energies(self, summed: RingArray) -> npt.NDArray[np.int64]:
-        """Sum of squares of each block's integers, int64, for `averaging.scales.next_scales`; exact everywhere.
+    def block_energies(self, summed: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
+        """Sum of squares of each block's integers, float64, for `averaging.scales.next_scales`; exact everywhere.
 
-        32-bit sums are first shifted right by 12, so that float64 holds every partial sum exactly; the result is in
-        units of 2^24.
+        Wide integers are first shifted right, so that float64 holds every partial sum exactly.
         """
+        shift = _SHIFT[self.layout.ring_bits, summed.dtype.kind]
         lifted = self._lift(summed)
-        if lifted.itemsize == 4:
-            lifted = lifted >> 12
+        if shift:
+            lifted = lifted >> shift
         real = lifted.reshape(-1, BLOCK).astype(np.float64)
-        energies: npt.NDArray[np.int64] = np.einsum("ij,ij->i", real, real).astype(np.int64)
-        return energies
+        energies: npt.NDArray[np.float64] = np.einsum("ij,ij->i", real, real)
+        return energies * 4.0**shift
 
-    def _lift(self, summed: RingArray) -> IntegerArray:
-        lifted: npt.NDArray[Any] = summed.view(_SIGNED[self.layout.ring_bits])
+    def _lift(self, summed: npt.NDArray[np.integer[Any]]) -> IntegerArray:
+        """Signed integers: those that ring words stand for, or what was added up across cohorts as it is."""
+        lifted: IntegerArray = summed.view(summed.dtype if summed.dtype.kind == "i" else _SIGNED[self.layout.ring_bits])
         return lifted

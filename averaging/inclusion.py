@@ -52,7 +52,11 @@ def check_signatures(
     run: bytes, round_: int, frame: bytes, peers: Sequence[PeerId], signers: Sequence[int], signatures: Sequence[bytes]
 ) -> None:
     """Raises ProtocolError (BAD_CERTIFICATE) unless these members signed an envelope of `frame`, each once."""
-    if list(signers) != sorted(set(signers)) or len(signers) != len(signatures) or (signers and signers[-1] >= len(peers)):
+    if (
+        list(signers) != sorted(set(signers))
+        or len(signers) != len(signatures)
+        or (signers and signers[-1] >= len(peers))
+    ):
         raise ProtocolError(Refusal.BAD_CERTIFICATE, "signers are repeated, unknown or out of order")
     for index, signature in zip(signers, signatures, strict=True):
         if not identity.verify(peers[index], signed_digest(run, round_, peers[index], frame), signature):
@@ -102,9 +106,7 @@ class Results:
     def __init__(self, roster: CheckedRoster) -> None:
         self._roster = roster
         self._cohorts = [_Cohort({}, set()) for _ in roster.cohorts]
-        self._where = {
-            peer: (k, i) for k in range(len(roster.cohorts)) for i, peer in enumerate(roster.cohort(k))
-        }
+        self._where = {peer: (k, i) for k in range(len(roster.cohorts)) for i, peer in enumerate(roster.cohort(k))}
 
     def add(self, sender: PeerId, result: Result, signature: bytes) -> None:
         """Keep a member's first result, which its envelope signed. Raises ProtocolError."""

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from averaging.across import Across
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.aggregate import Aggregate
 from averaging.ballots import Ballot, Decision, DecisionRequest, Gossip, Proposal
-from averaging.bulk import Chunk
+from averaging.bulk import BulkKind, Chunk
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.cohort import Cohort
+from averaging.convening import DEFAULT_CAPACITY
 from averaging.courtesy import Courtesy, Welcome
 from averaging.current_round import CurrentRound
 from averaging.forks import forks
 from averaging.guard import Guard
 from averaging.mailbox import Mailbox
-from averaging.messages import Attest, Closed, Join, Knock, Missing, Ping, SumHashes
-from averaging.params import MAX_MEMBERS, RunParams
+from averaging.messages import Attest, Closed, Join, Knock, Missing, Ping, SumHashes, Wanted
+from averaging.params import MAX_PEERS, RunParams
 from averaging.record import Record, found
 from averaging.work import Commit, FetchState, ParticipantAction
 from dht.envelope import Envelope, seal
@@ -68,6 +71,9 @@ class Participant:
         self._founding = False
         self.current: CurrentRound | None = None
         self.previous: Cohort | None = None
+        self.capacity = DEFAULT_CAPACITY
+        """What I declare of my connection, relative to the others'; 0 if nobody can dial me."""
+        self._previous_across: Across | None = None
 
     @property
     def peer_id(self) -> PeerId:
@@ -120,6 +126,11 @@ class Participant:
 
     def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[ParticipantAction]:
         """A bulk frame. Raises ProtocolError when it is refused."""
+        if chunk.kind in (BulkKind.PART, BulkKind.TOTAL):
+            across = self.current.across if self.current else None
+            if across is None or across.sid != chunk.sid:
+                raise ProtocolError(Refusal.STALE, "a chunk of an unknown round")
+            return [*across.receive_chunk(sender, chunk), *self._advance()]
         cohort = self.cohort(chunk.sid)
         if cohort is None:
             raise ProtocolError(Refusal.STALE, "a chunk of an unknown sid")
@@ -154,9 +165,14 @@ class Participant:
         cohort = self.cohort(sid)
         return [*cohort.reduced(chunks), *self._after_cohort(cohort)] if cohort else []
 
+    def added_up(self, sid: bytes, chunks: tuple[int, ...]) -> list[ParticipantAction]:
+        """The work of an `AddUp` is done."""
+        across = self.across(sid)
+        return [*across.added_up(chunks), *self._advance()] if across else []
+
     def applied(self, sid: bytes, state_root: bytes, loss: float) -> list[ParticipantAction]:
         """The work of an `Apply` is done: the next state's root and the survivors' public mean training loss."""
-        if self.current is None or self.current.cohort is None or self.current.cohort.sid != sid:
+        if self.aggregate(sid) is None or self.current is None:
             return []
         return [*self.current.applied(state_root, loss), *self._after()]
 
@@ -188,6 +204,28 @@ class Participant:
         """A message that asks nothing but to be acknowledged."""
         return self._seal(Ping(int.from_bytes(self._urandom(8), "big")), self.round)
 
+    def across(self, sid: bytes) -> Across | None:
+        """The current or the previous round's summing across cohorts, by the round's sid."""
+        current = self.current.across if self.current else None
+        return next((a for a in (current, self._previous_across) if a is not None and a.sid == sid), None)
+
+    def aggregate(self, sid: bytes) -> Aggregate | None:
+        """What the current round came to, by its sid, once complete."""
+        found = self.current.aggregate if self.current else None
+        return found if found is not None and found.sid == sid else None
+
+    def works_on(self, sid: bytes, kind: BulkKind) -> bool:
+        """Whether a bulk frame of this sid can still be of use to anybody."""
+        if kind in (BulkKind.PART, BulkKind.TOTAL):
+            return self.across(sid) is not None
+        cohort = self.cohort(sid)
+        return cohort is not None and cohort.failed is None
+
+    def payload(self, sid: bytes, kind: BulkKind, chunk: int) -> Chunk | None:
+        """The frame of a `Transfer`; None when the round of its sid is over."""
+        owner = self.across(sid) if kind in (BulkKind.PART, BulkKind.TOTAL) else self.cohort(sid)
+        return owner.payload(kind, chunk) if owner is not None else None
+
     def cohort(self, sid: bytes) -> Cohort | None:
         """The current or the previous round's cohort, by sid."""
         current = self.current.cohort if self.current else None
@@ -209,7 +247,7 @@ class Participant:
             self._mailbox.keep(sender, envelope, frame, 0)
             return []
         if envelope.round < self.round:
-            return self._on_stale(sender, envelope.round, message, frame)
+            return self._on_stale(sender, envelope, message, frame)
         if envelope.round > self.round or self.current is None:
             trusted = sender in (self.current.committee if self.current else self.chain.committee())
             self._mailbox.keep(sender, envelope, frame, self.round, trusted=trusted)
@@ -217,11 +255,14 @@ class Participant:
             return [Send(sender, self._seal(ChainRequest(self.round - 1)))] if behind else []
         return [*self.current.receive(sender, envelope, message, frame), *self._after()]
 
-    def _on_stale(self, sender: PeerId, round_: int, message: object, frame: bytes) -> list[ParticipantAction]:
+    def _on_stale(self, sender: PeerId, envelope: Envelope, message: object, frame: bytes) -> list[ParticipantAction]:
         """Who still works on a decided round gets its outcome; sums of the last round can still be had."""
         assert self.chain is not None
+        round_ = envelope.round
         if isinstance(message, Missing) and self.previous is not None and message.sid == self.previous.sid:
             return list(self.previous.receive(sender, message, frame))
+        if isinstance(message, Wanted) and (across := self.across(message.sid)) is not None:
+            return list(across.receive(sender, message, envelope))
         if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest) and round_ > 0:
             decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
             return [Send(sender, self._seal(decision, round_))] if decision else []
@@ -291,7 +332,7 @@ class Participant:
             grace = [] if self._founding else [SetTimer(_FOUND, KNOCK_SECONDS)]
             self._founding = True
             return list(grace)
-        members = tuple(self._knockers)[:MAX_MEMBERS]
+        members = tuple(self._knockers)[:MAX_PEERS]
         envelope = found(self._identity, self.params.run, members, self._genesis_root, self._urandom(32))
         # Written down before anybody hears of it: a founder that restarts must not found the run a second time.
         self._guard.save_lock(self.params.run, 0, encode(envelope))
@@ -347,7 +388,7 @@ class Participant:
     def _begin(self) -> list[ParticipantAction]:
         assert self.chain is not None
         self._guard.prune(max(0, self.round - _REMEMBERED_ROUNDS))
-        self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain)
+        self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity)
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
         actions = self._join()
         for sender, envelope, frame in self._mailbox.take(self.round):
@@ -367,9 +408,10 @@ class Participant:
         return list(self.current.join(newcomers - set(self.current.committee), self._gone))
 
     def _after_cohort(self, cohort: Cohort) -> list[ParticipantAction]:
-        if self.current is None or cohort is not self.current.cohort:
-            return []
-        return [*self.current.advance(), *self._after()]
+        return self._advance() if self.current is not None and cohort is self.current.cohort else []
+
+    def _advance(self) -> list[ParticipantAction]:
+        return [*self.current.advance(), *self._after()] if self.current is not None else []
 
     def _after(self) -> list[ParticipantAction]:
         """If the committee has decided: extend the chain, tell who follows, adopt or fetch the state, go on."""
@@ -381,12 +423,12 @@ class Participant:
         decision = chain.decision(record.round)
         assert decision is not None
         actions: list[ParticipantAction] = [current.decided(record, certificate)]
-        followers = set(self._knockers) - set(current.committee)
+        followers = set(self._knockers) - set(current.committee) | current.audience(self.peer_id)
         actions += [Send(peer, self._seal(decision, record.round)) for peer in sorted(followers)]
         if not record.void and current.convening is not None:
             self._welcome.round_over(current.convening.strangers, record.members())
         adopt = current.adoptable(record)
-        sid = current.cohort.sid if current.cohort else b""
+        sid = record.sid
         actions += self._close()
         if adopt:
             return [*actions, Commit(record, certificate, sid)]
@@ -396,7 +438,7 @@ class Participant:
         assert self.current is not None
         timers = [CancelTimer(key) for key in self.current.timers]
         if self.current.cohort is not None:
-            self.previous = self.current.cohort
+            self.previous, self._previous_across = self.current.cohort, self.current.across
         self.current = None
         return list(timers)
 

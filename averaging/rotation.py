@@ -69,9 +69,9 @@ class Rotation:
     def unrotate_integers(self, a: IntegerArray, first_block: int = 0) -> IntegerArray:
         """`D H a`, exact and 64 times the inverse rotation; a new array, `a` is kept.
 
-        int8 and int16 give int32 (|result| <= 2^27), int32 gives int64 (|result| <= 2^43).
+        int8 and int16 give int32 (|result| <= 2^27); int32 and int64 of at most 40 bits give int64 (|result| <= 2^51).
         """
-        wide = a.dtype.itemsize == 4
+        wide = a.dtype.itemsize >= 4
         real: type[Any] = np.float64 if wide else np.float32
         whole: type[Any] = np.int64 if wide else np.int32
         result = np.empty(a.size, whole)

@@ -24,7 +24,7 @@ Float32Array = npt.NDArray[np.float32]
 SMALLEST_SCALE, LARGEST_SCALE = 1e-12, 1e12
 SHRINK, GROW = 0.5, 4.0
 FLOOR = 1 / 16
-UNKNOWN = -1
+UNKNOWN = -1.0
 
 
 def levels(ring_bits: int, members: int) -> int:
@@ -71,7 +71,7 @@ def next_scales(
     layout: Layout,
     members: int,
     scales: Float32Array,
-    energies: npt.NDArray[np.int64],
+    energies: npt.NDArray[np.float64],
     survivors: int,
     mean_squared_norm: float,
 ) -> Float32Array:
@@ -87,8 +87,7 @@ def next_scales(
         return scales.copy()
     wide = scales.astype(np.float64)
     unit = wide / (levels(layout.ring_bits, members) * survivors)
-    energy_unit = 2.0**24 if layout.ring_bits == 32 else 1.0
-    mean_square = np.where(known, energies, 0) * energy_unit * (unit * unit) / BLOCK
+    mean_square = np.where(known, energies, 0.0) * (unit * unit) / BLOCK
     rms_all = math.sqrt(math.fsum(mean_square.tolist()) / int(known.sum()))
     rho = _spread(mean_squared_norm * reference(scales), BLOCK * math.fsum(mean_square.tolist()), survivors)
     target = kappa(layout.ring_bits, members) * rho * np.maximum(np.sqrt(mean_square), rms_all * FLOOR)

@@ -2,8 +2,8 @@
 
 Each chunk has an owner in every cohort, its reducer there. The owners of one chunk send their cohort's sum to one of
 them, the *head*; it adds them up, signs the hash of the total and sends it to the owner in every cohort, who passes it
-on to the cohort. So every peer sends and receives about the model's size, however many cohorts there are. Heads are spread over
-the included cohorts by chunk index; if one is gone the next cohort's owner takes its place.
+on to the cohort. So every peer sends and receives about the model's size, however many cohorts there are. Heads are
+spread over the included cohorts by chunk index; if one is gone the next cohort's owner takes its place.
 """
 
 from __future__ import annotations

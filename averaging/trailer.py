@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from averaging.layout import MAX_MEMBERS, TRAILER_WORDS
+from averaging.layout import TRAILER_WORDS
+from averaging.params import MAX_PEERS
 
 WORD_BITS = 26
 _WORD_MAX = 2**WORD_BITS - 1
@@ -80,9 +82,11 @@ def pack(statistics: Statistics) -> npt.NDArray[np.uint32]:
     return np.array(words, "<u4")
 
 
-def unpack(summed: npt.NDArray[np.uint32], members: int) -> Totals:
-    """Public totals of `members` survivors from the unmasked sum, uint32[8]. The same floats on every machine."""
-    if summed.shape != (TRAILER_WORDS,) or not 1 <= members <= MAX_MEMBERS:
+def unpack(summed: npt.NDArray[np.integer[Any]], members: int) -> Totals:
+    """Public totals of `members` survivors from the unmasked sum of eight words: uint32 of one cohort, int64 of many.
+    The same floats on every machine.
+    """
+    if summed.shape != (TRAILER_WORDS,) or not 1 <= members <= MAX_PEERS:
         raise ValueError(f"a trailer of shape {summed.shape} over {members} members")
     words = [int(word) for word in summed]
     caps = [members * (2**_TOKEN_BITS - 1 if k in (1, 2) else _WORD_MAX) for k in range(TRAILER_WORDS)]

@@ -1,7 +1,8 @@
 """Sums across cohorts: signed integers in words one byte longer than the ring's, exact for up to 256 cohorts.
 
 A cohort's sum in Z_2^B stands for a signed integer of B bits; 256 of them fit into B + 8 bits. The words of the trailer
-are counts, so they are lifted as unsigned ones. On the wire: little-endian two's complement, `Layout.wide_size` bytes each.
+are counts, so they are lifted as unsigned ones. On the wire: little-endian two's complement, `Layout.wide_size` bytes
+each.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from averaging.aggregate import Aggregate
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.driver import Driver
@@ -88,11 +89,11 @@ class BenchmarkWork:
 
     async def prepare(self, cohort: Cohort) -> None:
         """As a learner does: fresh signs and dither for each sid."""
-        self._encoder = self._codec(Encoder, cohort)
+        self._encoder = self._codec(Encoder, cohort.roster.round_sid)
         self._dither = os.urandom(16)
 
-    def _codec(self, kind: Any, cohort: Cohort) -> Any:
-        return kind(self._layout, len(cohort.peers), self._scales, digest("signs", cohort.sid))
+    def _codec(self, kind: Any, sid: bytes) -> Any:
+        return kind(self._layout, self._spec.peers, self._scales, digest("signs", sid))
 
     def encode(self, cohort: Cohort, chunk: int) -> RingArray:
         """One chunk's ring elements."""
@@ -104,33 +105,32 @@ class BenchmarkWork:
             self._encoder.encode_chunk(chunk, self._update, 1.0, self._dither, ring)
             return ring
 
-    async def apply(self, cohort: Cohort) -> tuple[bytes, float]:
+    async def apply(self, aggregate: Aggregate) -> tuple[bytes, float]:
         """All sums are here and checked: the moment that counts. Then decode them, as a learner would."""
         self.moments["sum"] = time.monotonic()
-        mean = await asyncio.to_thread(self._decode, cohort)
+        mean = await asyncio.to_thread(self._decode, aggregate)
         self.moments["decoded"] = time.monotonic()
-        self.wrong = float((np.abs(mean[::SAMPLE] - self._expected) > 2 * CLIP / self._levels(cohort)).mean())
-        self._next = digest("benchmark-state", self._root, cohort.sums.root())
+        self.wrong = float((np.abs(mean[::SAMPLE] - self._expected) > 2 * CLIP / self._levels(aggregate.sid)).mean())
+        self._next = digest("benchmark-state", self._root, aggregate.root)
         return self._next, 2.0
 
-    def _levels(self, cohort: Cohort) -> int:
-        return int(self._codec(Decoder, cohort).levels)
+    def _levels(self, sid: bytes) -> int:
+        return int(self._codec(Decoder, sid).levels)
 
-    def _decode(self, cohort: Cohort) -> npt.NDArray[np.float32]:
+    def _decode(self, aggregate: Aggregate) -> npt.NDArray[np.float32]:
         with self._meters.on("decode"):
-            decoder = self._codec(Decoder, cohort)
+            decoder = self._codec(Decoder, aggregate.sid)
             mean = np.empty(self._layout.elements, np.float32)
-            assert cohort.certified is not None
             for chunk in range(self._layout.chunks):
-                sums = cohort.sums.ring(chunk)
-                mean[self._layout.slice(chunk)] = decoder.decode_chunk(chunk, sums, float(len(cohort.peers)))
+                part, weight = self._layout.slice(chunk), float(len(aggregate.survivors))
+                mean[part] = decoder.decode_chunk(chunk, aggregate.sums[chunk], weight)
             return mean[: self._layout.parameters]
 
-    async def commit(self, record: Record, chain: Chain, cohort: Cohort) -> None:
+    async def commit(self, record: Record, chain: Chain) -> None:
         """Become what `apply` announced."""
         self._root = self._next
 
-    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
+    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId]) -> bool:
         """The others decided and told me of it before I was through: adopt my own result, as a learner does."""
         if record.state_root != self._next:
             self._pipe.send(("error", f"this peer missed round {record.round}"))

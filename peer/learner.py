@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from averaging.aggregate import Aggregate
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.encoding import Decoder, Encoder, NonFiniteUpdateError, next_scales, reference, squared_norm
@@ -191,8 +192,9 @@ class Learner:
             lost_norm=self._lost_norm / unit,
         )
         self._trailer = pack(statistics)
+        roster = cohort.roster
         self._sent = self._make_sent(
-            cohort.roster.round, cohort.sid, len(cohort.peers), weight, os.urandom(16), self._residual
+            roster.round, roster.round_sid, roster.largest, weight, os.urandom(16), self._residual
         )
 
     def _make_sent(self, round_: int, sid: bytes, members: int, weight: float, dither: bytes, update: Vector) -> _Sent:
@@ -203,7 +205,7 @@ class Learner:
         """Ring elements of one chunk of the update; the trailer's are the public statistics."""
         sent = self._sent
         assert sent is not None
-        assert sent.sid == cohort.sid
+        assert sent.sid == cohort.roster.round_sid
         if chunk == self._layout.trailer:
             return self._trailer.astype("<u4")
         ring = self._layout.zeros(chunk)
@@ -234,24 +236,21 @@ class Learner:
 
     # --- the sum ------------------------------------------------------------------------------------------------
 
-    async def apply(self, cohort: Cohort) -> tuple[bytes, float]:
+    async def apply(self, aggregate: Aggregate) -> tuple[bytes, float]:
         """The next state's root and the public mean loss; the sums are on disk when it returns."""
-        return await self._in_thread(self._apply, cohort)
+        return await self._in_thread(self._apply, aggregate)
 
-    def _apply(self, cohort: Cohort) -> tuple[bytes, float]:
-        assert cohort.certified is not None
-        survivors = cohort.certified.survivors
-        sums = tuple(cohort.sums.ring(c) for c in range(self._layout.total_chunks))
+    def _apply(self, aggregate: Aggregate) -> tuple[bytes, float]:
         prepared = Prepared(
-            cohort.roster.round,
+            aggregate.round,
             self.state.root(),
             b"",
-            cohort.sid,
-            len(cohort.peers),
-            len(survivors),
-            sum(cohort.r3.manifests[i][0].tokens for i in survivors),
-            cohort.sums.lost,
-            sums,
+            aggregate.sid,
+            aggregate.members,
+            len(aggregate.survivors),
+            aggregate.tokens,
+            aggregate.lost,
+            aggregate.sums,
         )
         root = self.state.root_after(self._gradient(prepared), self._outer, self._next_scales(prepared))
         self._prepared = prepared.leading_to(root)
@@ -266,7 +265,7 @@ class Learner:
     def _totals(self, prepared: Prepared) -> Totals | None:
         if self._layout.trailer in prepared.lost:
             return None
-        return unpack(prepared.sums[self._layout.trailer].astype(np.uint32), prepared.survivors)
+        return unpack(prepared.sums[self._layout.trailer], prepared.survivors)
 
     def _gradient(self, prepared: Prepared) -> Iterator[Vector]:
         """The mean pseudo-gradient, chunk by chunk: the weighted mean of the survivors' updates."""
@@ -283,7 +282,7 @@ class Learner:
         if totals is None:
             return self.state.scales.copy()
         decoder = Decoder(self._layout, prepared.members, self.state.scales, _signs(prepared.sid))
-        energies = np.full(self._layout.blocks, UNKNOWN, np.int64)
+        energies = np.full(self._layout.blocks, UNKNOWN, np.float64)
         for chunk in range(self._layout.chunks):
             if chunk not in prepared.lost:
                 energies[self._layout.block_slice(chunk)] = decoder.block_energies(prepared.sums[chunk])
@@ -293,11 +292,11 @@ class Learner:
 
     # --- adopting a state ---------------------------------------------------------------------------------------
 
-    async def commit(self, record: Record, chain: Chain, cohort: Cohort) -> None:
+    async def commit(self, record: Record, chain: Chain) -> None:
         """Become the state that `apply` announced, now that it is certified; on disk when it returns."""
         prepared = self._prepared
         assert prepared is not None
-        assert prepared.sid == cohort.sid
+        assert prepared.sid == record.sid
         await self._in_thread(self._advance, prepared, record, chain)
 
     def _advance(self, prepared: Prepared, record: Record, chain: Chain) -> None:
@@ -321,7 +320,7 @@ class Learner:
         self.round = record.round
         self.save_local()
 
-    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId], update: Cohort | None) -> bool:
+    async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId]) -> bool:
         """Adopt a certified state that I did not commit: from my own prepared sums, else chunk by chunk from donors."""
         if await self._in_thread(self._resume_prepared, record, chain):
             return True

@@ -15,10 +15,12 @@ from typing import Any, cast
 import msgpack
 import numpy as np
 
-from averaging.layout import Layout, RingArray
+from averaging.aggregate import IntegerArray
+from averaging.layout import Layout
+from averaging.wide import wide_dtype
 from peer.durable import storage_errors, sync_folder, write_file
 
-_VERSION = 1
+_VERSION = 2
 _DIGEST = 32
 
 
@@ -30,11 +32,16 @@ class Prepared:
     before: bytes  # root of the state it applies to
     after: bytes  # root of the state it leads to
     sid: bytes
-    members: int  # in the roster, whose number sets the codec's levels
+    members: int  # in the largest cohort, whose number sets the codec's levels
     survivors: int
     tokens: int  # the survivors' tokens: the sum of weights is tokens / cap
     lost: tuple[int, ...]
-    sums: tuple[RingArray, ...]  # one per chunk, the trailer last
+    sums: tuple[IntegerArray, ...]  # one per chunk, the trailer last; ring words, or signed ones across cohorts
+
+    @property
+    def wide(self) -> bool:
+        """Whether the sums were added up across cohorts."""
+        return self.sums[0].dtype.kind == "i"
 
     def leading_to(self, root: bytes) -> Prepared:
         """The same, with the root of the state it leads to."""
@@ -52,6 +59,7 @@ class Prepared:
             "survivors": self.survivors,
             "tokens": self.tokens,
             "lost": list(self.lost),
+            "wide": self.wide,
         }
         packed = cast(bytes, msgpack.packb(head, use_bin_type=True))
         parts: list[bytes | memoryview] = [len(packed).to_bytes(4, "big") + packed]
@@ -75,19 +83,20 @@ class Prepared:
                 return None
             size = int.from_bytes(data[:4], "big")
             head: dict[str, Any] = msgpack.unpackb(data[4 : 4 + size], raw=False)
-            sums = tuple(_cut(data[4 + size :], layout))
             if head.pop("version") != _VERSION:
                 return None
+            sums = tuple(_cut(data[4 + size :], layout, wide=head.pop("wide")))
             return cls(**{**head, "lost": tuple(head["lost"])}, sums=sums)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
-def _cut(data: bytes, layout: Layout) -> Iterable[RingArray]:
+def _cut(data: bytes, layout: Layout, *, wide: bool) -> Iterable[IntegerArray]:
     start = 0
     for chunk in range(layout.total_chunks):
-        end = start + layout.chunk_bytes(chunk)
+        dtype = wide_dtype(layout, chunk) if wide else layout.dtype(chunk)
+        end = start + layout.words(chunk) * dtype.itemsize
         if end > len(data):
             raise ValueError("truncated")
-        yield np.frombuffer(data[start:end], dtype=layout.dtype(chunk))
+        yield np.frombuffer(data[start:end], dtype=dtype)
         start = end

@@ -51,6 +51,20 @@ class Script:
     def cohort(self, sid: bytes) -> Any:
         return self.cohorts.get(sid)
 
+    def across(self, sid: bytes) -> Any:
+        return None
+
+    def aggregate(self, sid: bytes) -> Any:
+        return SimpleNamespace(sid=sid, round=self.round, attempt=0) if sid in self.cohorts else None
+
+    def works_on(self, sid: bytes, kind: Any) -> bool:
+        cohort = self.cohort(sid)
+        return cohort is not None and not cohort.failed
+
+    def payload(self, sid: bytes, kind: Any, chunk: int) -> Any:
+        cohort = self.cohort(sid)
+        return cohort.payload(kind, chunk) if cohort is not None else None
+
     def named(self, name: str) -> list[tuple[Any, ...]]:
         return [call for call in self.calls if call[0] == name]
 
@@ -109,15 +123,15 @@ class Work:
     def encode(self, cohort: Any, chunk: int) -> Any:
         return ("ring", chunk)
 
-    async def apply(self, cohort: Any) -> tuple[bytes, float]:
-        await self._do("apply", cohort.sid)
+    async def apply(self, aggregate: Any) -> tuple[bytes, float]:
+        await self._do("apply", aggregate.sid)
         return b"root", 1.5
 
-    async def commit(self, record: Any, chain: Any, cohort: Any) -> None:
+    async def commit(self, record: Any, chain: Any) -> None:
         await self._do("commit", record.round)
 
-    async def fetch(self, record: Any, chain: Any, donors: Any, update: Any) -> bool:
-        await self._do("fetch", record.round, tuple(donors), update)
+    async def fetch(self, record: Any, chain: Any, donors: Any) -> bool:
+        await self._do("fetch", record.round, tuple(donors))
         return self.found
 
 

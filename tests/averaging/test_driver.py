@@ -310,11 +310,10 @@ async def test_sums_that_are_in_end_training_that_came_too_late(bench: Bench):
 async def test_a_fetch_that_finds_nothing_is_reported_after_a_while(bench: Bench):
     record: Any = SimpleNamespace(round=4, sid=b"sid")
     bench.script.chain = SimpleNamespace(head=record)
-    bench.script.previous = SimpleNamespace(sid=b"sid")
     bench.work.found = False
     bench.do(FetchState(record, (OTHER,)))
     await bench.settle()
-    assert bench.work.did == [("interrupt",), ("fetch", 4, (OTHER,), bench.script.previous)]
+    assert bench.work.did == [("interrupt",), ("fetch", 4, (OTHER,))]
     assert bench.script.named("fetch_failed") == [("fetch_failed", 4)]
     bench.work.found = True
     bench.do(FetchState(record, (OTHER,)))

@@ -264,7 +264,7 @@ def test_block_energies_are_exact(ring_bits):
     summed = np.concatenate([np.full(BLOCK, info.min), np.random.default_rng(0).integers(info.min, info.max, BLOCK)])
     summed = summed.astype(SIGNED[ring_bits])
     shift = 12 if ring_bits == 32 else 0
-    expected = [sum((int(v) >> shift) ** 2 for v in block) for block in summed.reshape(2, BLOCK)]
+    expected = [sum((int(v) >> shift) ** 2 for v in block) << 2 * shift for block in summed.reshape(2, BLOCK)]
     energies = Decoder(layout, 4, clips(layout), SEED).block_energies(summed.view(RING_DTYPES[ring_bits]))
     assert energies.tolist() == expected
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from averaging.params import MAX_PEERS
 from averaging.trailer import Statistics, pack, unpack
 
 statistics = st.builds(
@@ -79,7 +80,7 @@ def test_any_bytes_give_bounded_totals(words, members):
     assert 0 <= totals.mean_loss < 64 and 0 <= totals.mean_squared_norm < 16
 
 
-@pytest.mark.parametrize(("size", "members"), [(7, 3), (8, 0), (8, 65)])
+@pytest.mark.parametrize(("size", "members"), [(7, 3), (8, 0), (8, MAX_PEERS + 1)])
 def test_malformed_sums_are_refused(size, members):
     with pytest.raises(ValueError):
         unpack(np.zeros(size, "<u4"), members)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from averaging.aggregate import Aggregate
 from averaging.chain import Chain
-from averaging.record import Record
+from averaging.record import Record, Survivor
 from dht.identity import PeerId
 from dht.wire import digest
 from peer.catch_up import Donor
@@ -67,7 +68,7 @@ class Table:
         sid = digest("sid", name, round_.to_bytes(4, "big"))
         tokens = tokens or [await learner.train(round_) for learner in self.learners]
         cap = self.manifest.train.tokens_per_round
-        roster = SimpleNamespace(round=round_, attempt=0)
+        roster = SimpleNamespace(round=round_, attempt=0, round_sid=sid, largest=len(self.learners))
         manifests = {i: (SimpleNamespace(tokens=min(count, cap)), b"") for i, count in enumerate(tokens)}
         self.rings, views = [], []
         for i, learner in enumerate(self.learners):
@@ -85,9 +86,12 @@ class Table:
             zeros = self.layout.zeros(chunk)
             return zeros if chunk in lost else sum((self.rings[i][chunk] for i in survivors), zeros)
 
+        weights = [(self.ids[i], views[0].r3.manifests[i][0].tokens) for i in survivors]
+        table = tuple(Survivor(bytes(peer), tokens, 0) for peer, tokens in sorted(weights))
+        sums = tuple(ring(chunk) for chunk in range(self.layout.total_chunks))
         for view in views:
-            view.certified = SimpleNamespace(survivors=tuple(survivors))
-            view.sums = SimpleNamespace(ring=ring, lost=lost)
+            number, sid, count = view.roster.round, view.sid, len(self.learners)
+            view.aggregate = Aggregate(number, 0, bytes(32), sid, count, table, (), lost, bytes(32), sums)
 
     def certify(self, views: list[Any], survivors: list[int], root: bytes, lost: tuple[int, ...] = ()) -> Record:
         tokens = {self.ids[i]: views[0].r3.manifests[i][0].tokens for i in survivors}
@@ -98,11 +102,11 @@ class Table:
         survivors = survivors or list(range(len(self.learners)))
         views = await self.upload(**options)
         self.add_up(views, survivors, lost)
-        applied = [await learner.apply(view) for learner, view in zip(self.learners, views, strict=True)]
+        applied = [await learner.apply(view.aggregate) for learner, view in zip(self.learners, views, strict=True)]
         assert len(set(applied)) == 1, "the roots differ"
         record = self.certify(views, survivors, applied[0][0], lost)
-        for learner, view in zip(self.learners, views, strict=True):
-            await learner.commit(record, self.chain, view)
+        for learner in self.learners:
+            await learner.commit(record, self.chain)
             assert learner.state.root() == record.state_root
         return record
 
@@ -123,4 +127,4 @@ async def fetch(learner: Learner, donor: Learner, record: Record, chain: Chain) 
     other = PeerId(identity(9).peer_id)
     network.port(other).serve(lambda sender, frame: None, giving.answer)
     learner._transport = network.port(learner._me)
-    return await learner.fetch(record, chain, [other], None)
+    return await learner.fetch(record, chain, [other])

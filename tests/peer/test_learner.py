@@ -86,11 +86,11 @@ async def test_what_was_sent_leaves_the_residual(tmp_path: Path):
         local = learner.state.parameters - learner._trainer.local()
         assert np.array_equal(update, local) and np.abs(local).max() > 1e-4
     table.add_up(views, [0, 1])
-    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)}
+    roots = {(await learner.apply(view.aggregate))[0] for learner, view in zip(table.learners, views, strict=True)}
     record = table.certify(views, [0, 1], roots.pop())
     assert not roots
-    for learner, view in zip(table.learners, views, strict=True):
-        await learner.commit(record, table.chain, view)
+    for learner in table.learners:
+        await learner.commit(record, table.chain)
     for i in (0, 1):
         said = sent(table, i, clips, views[0].sid)
         residual = table.learners[i]._residual
@@ -147,11 +147,11 @@ async def test_the_part_in_a_lost_chunk_stays(tmp_path: Path):
     views, updates = await updates_of(table)
     before = frozen(table.learners[0].state)
     table.add_up(views, [0, 1, 2], lost=(1,))
-    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)}
+    roots = {(await learner.apply(view.aggregate))[0] for learner, view in zip(table.learners, views, strict=True)}
     record = table.certify(views, [0, 1, 2], roots.pop(), lost=(1,))
     assert not roots
-    for learner, view in zip(table.learners, views, strict=True):
-        await learner.commit(record, table.chain, view)
+    for learner in table.learners:
+        await learner.commit(record, table.chain)
     for learner, update in zip(table.learners, updates, strict=True):
         assert np.array_equal(table.part(learner._residual, 1), table.part(update, 1))
         assert np.abs(table.part(learner._residual, 0)).max() < np.abs(table.part(update, 0)).max()
@@ -227,11 +227,11 @@ async def test_an_update_that_is_not_finite_is_dropped_and_said(tmp_path: Path, 
     assert not sick._residual.any()
     assert np.array_equal(sick._trainer.local(), sick.state.parameters)
     table.add_up(views, [0, 1, 2])
-    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)}
+    roots = {(await learner.apply(view.aggregate))[0] for learner, view in zip(table.learners, views, strict=True)}
     record = table.certify(views, [0, 1, 2], roots.pop())
     assert not roots
-    for learner, view in zip(table.learners, views, strict=True):
-        await learner.commit(record, table.chain, view)
+    for learner in table.learners:
+        await learner.commit(record, table.chain)
     assert np.isfinite(sick.state.parameters).all() and not sick._residual.any()
     # It goes on learning in the next round.
     sick._trainer.train = real  # type: ignore[method-assign]
@@ -262,11 +262,11 @@ async def test_memory_that_computes_another_state_is_not_adopted(tmp_path: Path)
     views = await table.upload()
     table.add_up(views, [0, 1, 2])
     learner = table.learners[0]
-    root, _ = await learner.apply(views[0])
+    root, _ = await learner.apply(views[0].aggregate)
     record = table.certify(views, [0, 1, 2], root)
     learner._prepared.sums[0][7] ^= 1  # type: ignore[union-attr, index]
     with pytest.raises(StorageError, match="another state"):
-        await learner.commit(record, table.chain, views[0])
+        await learner.commit(record, table.chain)
     assert learner.store.rounds() == []
 
 
@@ -279,10 +279,10 @@ async def test_an_update_that_was_summed_leaves_also_after_several_missed_rounds
     clips = table.learners[0].state.scales.copy()
     table.add_up(views, [0, 1, 2])
     sleeper = table.learners.pop()  # its update is in round 1; it sees nothing of that round's end
-    roots = {(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=False)}
+    roots = {(await learner.apply(view.aggregate))[0] for learner, view in zip(table.learners, views, strict=False)}
     record = table.certify(views, [0, 1, 2], roots.pop())
-    for learner, view in zip(table.learners, views, strict=False):
-        await learner.commit(record, table.chain, view)
+    for learner in table.learners:
+        await learner.commit(record, table.chain)
     said = sent(table, 2, clips, views[0].sid)
     table.ids.pop()
     await table.round()
@@ -300,11 +300,11 @@ async def test_who_was_not_in_the_sum_keeps_its_update_over_a_fetch(tmp_path: Pa
     table = Table(tmp_path)
     views, updates = await updates_of(table)
     table.add_up(views, [0, 1])
-    root, _ = await table.learners[0].apply(views[0])
+    root, _ = await table.learners[0].apply(views[0].aggregate)
     record = table.certify(views, [0, 1], root)
-    await table.learners[0].commit(record, table.chain, views[0])
+    await table.learners[0].commit(record, table.chain)
     late = table.learners[2]
-    assert not await late.fetch(record, table.chain, [], None)  # nobody is there: nothing is lost
+    assert not await late.fetch(record, table.chain, [])  # nobody is there: nothing is lost
     assert late.round == 0
     assert await fetch(late, table.learners[0], record, table.chain)
     assert np.array_equal(late._residual, updates[2])
@@ -351,7 +351,7 @@ async def test_an_update_sent_before_leaving_is_not_summed_twice(tmp_path: Path,
     survivors = [0, 1, 2] if included else [0, 1]
     table.add_up(views, survivors)
     await table.learners[2].leave()
-    root, _ = await table.learners[0].apply(views[0])
+    root, _ = await table.learners[0].apply(views[0].aggregate)
     back = table.make(2)
     more = np.zeros_like(updates[2])
     if trained:  # it is back before that round is decided, and trains on
@@ -359,7 +359,7 @@ async def test_an_update_sent_before_leaving_is_not_summed_twice(tmp_path: Path,
         more = back._residual - updates[2]
         assert np.abs(more).max() > 1e-4
     record = table.certify(views, survivors, root)
-    await table.learners[0].commit(record, table.chain, views[0])
+    await table.learners[0].commit(record, table.chain)
     assert await fetch(back, table.learners[0], record, table.chain)
     said = sent(table, 2, clips, views[0].sid) if included else 0
     np.testing.assert_allclose(back._residual, updates[2] + more - said, atol=1e-6)
@@ -401,14 +401,14 @@ async def test_a_peer_back_after_its_attestation_needs_no_donor(tmp_path: Path):
     await table.round()
     views = await table.upload()
     table.add_up(views, [0, 1, 2])
-    roots = [(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)]
+    roots = [(await learner.apply(view.aggregate))[0] for learner, view in zip(table.learners, views, strict=True)]
     back = table.make(1)  # killed right after it attested
     record = table.certify(views, [0, 1, 2], roots[1])
     assert back.state.root() != record.state_root
-    assert await back.fetch(record, table.chain, [], None)
+    assert await back.fetch(record, table.chain, [])
     assert back.haul is None
     assert (back.round, back.state.root()) == (2, record.state_root)
-    await table.learners[0].commit(record, table.chain, views[0])
+    await table.learners[0].commit(record, table.chain)
     assert bytes(back.state.parameters) == bytes(table.learners[0].state.parameters)
     newest = back.store.load_newest()
     assert newest is not None and (newest.round, newest.root) == (2, record.state_root)
@@ -419,19 +419,19 @@ async def test_prepared_sums_that_lead_elsewhere_are_not_used(tmp_path: Path):
     await table.round()
     views = await table.upload()
     table.add_up(views, [0, 1, 2])
-    root, _ = await table.learners[1].apply(views[1])
+    root, _ = await table.learners[1].apply(views[1].aggregate)
     # The committee certified another survivor set than the one this peer prepared.
     table.add_up(views, [0, 1])
-    other, _ = await table.learners[0].apply(views[0])
+    other, _ = await table.learners[0].apply(views[0].aggregate)
     assert other != root
     record = table.certify(views, [0, 1], other)
     back = table.make(1)
     before = back.state.root()
-    assert not await back.fetch(record, table.chain, [], None)
+    assert not await back.fetch(record, table.chain, [])
     assert back.state.root() == before
     damaged = back.store.folder / "prepared.bin"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    assert not await back.fetch(record, table.chain, [], None)
+    assert not await back.fetch(record, table.chain, [])
 
 
 async def test_a_chain_ahead_of_the_state_does_not_spoil_what_is_saved(tmp_path: Path):
@@ -439,10 +439,10 @@ async def test_a_chain_ahead_of_the_state_does_not_spoil_what_is_saved(tmp_path:
     table = Table(tmp_path)
     views = await table.upload()
     table.add_up(views, [0, 1, 2])
-    roots = [(await learner.apply(view))[0] for learner, view in zip(table.learners, views, strict=True)]
+    roots = [(await learner.apply(view.aggregate))[0] for learner, view in zip(table.learners, views, strict=True)]
     record = table.certify(views, [0, 1, 2], roots[0])
     grow(table.chain)
-    await table.learners[0].commit(record, table.chain, views[0])
+    await table.learners[0].commit(record, table.chain)
     store, manifest = table.learners[0].store, table.manifest
     stored = store.load_newest(lambda found: certify(found, manifest.run_id, manifest.founder))
     assert stored is not None and stored.round == 1

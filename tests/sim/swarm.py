@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer
+from averaging.aggregate import Aggregate
 from averaging.bulk import BulkKind, Chunk, parse
 from averaging.chain import Chain
 from averaging.cohort import Cohort
@@ -29,13 +30,14 @@ from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
 from averaging.record import Record
 from averaging.scales import levels
-from averaging.work import Apply, Commit, Decided, FetchState, Joined, Reduce, Train, Transfer, Upload
+from averaging.work import AddUp, Apply, Commit, Decided, FetchState, Joined, Reduce, Train, Transfer, Upload
 from dht.envelope import Envelope
 from dht.errors import ProtocolError
 from dht.identity import Identity, PeerId
 from dht.wire import digest, encode
 
 GENESIS = digest("sim-genesis")
+_TRANSFERS = {BulkKind.SUM: "sum", BulkKind.MASKED: "resend", BulkKind.PART: "part", BulkKind.TOTAL: "total"}
 
 
 def small_params(run: bytes, founder: PeerId, peers: int, **changes: Any) -> RunParams:
@@ -147,15 +149,14 @@ class Swarm:
         self.duplicate = 0.0
         self.blocked: set[tuple[PeerId, PeerId]] = set()
         self.on_event: Callable[[str, Peer], None] = lambda name, peer: None
-        """Called before a peer does something: train, joined, upload, ship (a chunk), resend, reduce, sum, apply,
-        commit, fetch, decided, or sends a message (by its class name). It may crash the peer."""
+        """Called before a peer does something: train, joined, upload, ship (a chunk), resend, reduce, sum, part,
+        add-up, total, apply, commit, fetch, decided, or sends a message (by its class name). It may crash the peer."""
         self.kinds: dict[PeerId, type[Participant]] = {}
         self.watch = Watch(self)
         self.tamper: Callable[[PeerId, PeerId, bytes], bytes | None] = lambda a, b, frame: frame
         self.records: dict[int, dict[bytes, Record]] = {}
         self.updates: dict[tuple[bytes, PeerId], dict[int, np.ndarray[Any, Any]]] = {}
-        self.sums: dict[bytes, dict[PeerId, tuple[tuple[int, ...], tuple[int, ...], list[np.ndarray[Any, Any]]]]] = {}
-        self.cohort_peers: dict[bytes, tuple[PeerId, ...]] = {}
+        self.sums: dict[bytes, dict[PeerId, Aggregate]] = {}
         self.notes: list[str] = []
         self.refusals: list[ProtocolError] = []
         self.fetches = 0
@@ -292,8 +293,10 @@ class Swarm:
                 self._upload(peer, sid, plan)
             case Reduce(sid, chunks):
                 self._reduce(peer, sid, chunks)
+            case AddUp(sid, chunks):
+                self._add_up(peer, sid, chunks)
             case Transfer(sid, kind, chunks, to):
-                self.on_event("sum" if kind is BulkKind.SUM else "resend", peer)
+                self.on_event(_TRANSFERS[kind], peer)
                 self._transfer(peer, sid, kind, chunks, to)
             case Apply(sid):
                 self._apply(peer, sid)
@@ -328,10 +331,9 @@ class Swarm:
         cohort = peer.participant.cohort(sid) if peer.participant else None
         if cohort is None:
             return
-        self.cohort_peers[sid] = cohort.peers
         source = np.random.default_rng(list(digest("update", sid, bytes(peer.id))))
-        mine = self.updates.setdefault((sid, peer.id), {})
-        limit = levels(self.params.layout.ring_bits, len(cohort.peers))
+        mine = self.updates.setdefault((cohort.roster.round_sid, peer.id), {})
+        limit = levels(self.params.layout.ring_bits, cohort.roster.largest)
         for chunk, receivers in plan:
             signed = source.integers(-limit, limit + 1, self.params.layout.words(chunk))
             mine[chunk] = signed
@@ -351,9 +353,9 @@ class Swarm:
 
     def _transfer(self, peer: Peer, sid: bytes, kind: BulkKind, chunks: Any, to: Any) -> None:
         for chunk in chunks:
-            cohort = peer.participant.cohort(sid) if peer.participant else None
-            if cohort is not None:
-                self._ship(peer, cohort.payload(kind, chunk), to)
+            frame = peer.participant.payload(sid, kind, chunk) if peer.participant else None
+            if frame is not None:
+                self._ship(peer, frame, to)
 
     def _reduce(self, peer: Peer, sid: bytes, chunks: tuple[int, ...]) -> None:
         self.on_event("reduce", peer)
@@ -363,15 +365,22 @@ class Swarm:
                 cohort.reduce(chunk)
             self._later(peer, 0.01, lambda: self._call(peer, lambda p: p.reduced(sid, chunks)))
 
+    def _add_up(self, peer: Peer, sid: bytes, chunks: tuple[int, ...]) -> None:
+        self.on_event("add-up", peer)
+        across = peer.participant.across(sid) if peer.participant else None
+        if across is not None:
+            for chunk in chunks:
+                across.add_up(chunk)
+            self._later(peer, 0.01, lambda: self._call(peer, lambda p: p.added_up(sid, chunks)))
+
     def _apply(self, peer: Peer, sid: bytes) -> None:
         self.on_event("apply", peer)
-        cohort = peer.participant.cohort(sid) if peer.participant else None
-        if cohort is None or cohort.certified is None:
+        aggregate = peer.participant.aggregate(sid) if peer.participant else None
+        if aggregate is None:
             return
-        rings = [cohort.sums.ring(c).copy() for c in range(self.params.layout.total_chunks)]
-        self.sums.setdefault(sid, {})[peer.id] = (cohort.certified.survivors, cohort.sums.lost, rings)
+        self.sums.setdefault(sid, {})[peer.id] = aggregate
         before = peer.states[max(peer.states)]
-        root = digest("sim-state", before, cohort.sums.root())
+        root = digest("sim-state", before, aggregate.root)
         peer.pending = (sid, root)
         self._later(peer, 0.02, lambda: self._call(peer, lambda p: p.applied(sid, root, 1.5)))
 
@@ -407,17 +416,20 @@ class Swarm:
                 for record in self.records.get(round_, {}).values():
                     assert root == record.state_root, f"{peer.id.short} holds another state of round {round_}"
         for sid, results in self.sums.items():
-            for survivors, lost, rings in results.values():
-                self._check_sum(sid, survivors, lost, rings)
+            for aggregate in results.values():
+                self._check_sum(sid, aggregate)
 
-    def _check_sum(self, sid: bytes, survivors: Any, lost: Any, rings: Any) -> None:
-        members = self.cohort_peers[sid]
-        for chunk, ring in enumerate(rings):
-            expected = sum(self.updates[sid, members[i]][chunk] for i in survivors)
-            if chunk in lost:
+    def _check_sum(self, sid: bytes, aggregate: Aggregate) -> None:
+        mine = [self.updates[sid, PeerId(survivor.peer)] for survivor in aggregate.survivors]
+        for chunk, ring in enumerate(aggregate.sums):
+            if chunk in aggregate.lost:
                 assert not ring.any()
-            else:
-                assert np.array_equal(ring, np.asarray(expected).astype(ring.dtype)), f"chunk {chunk} is not the sum"
+                continue
+            expected = np.asarray(sum(update[chunk] for update in mine))
+            if chunk == self.params.layout.trailer and ring.dtype.kind == "i":
+                expected = expected % 2**32  # a trailer's words are counts: cohorts' sums are lifted as unsigned ones
+                ring = ring % 2**32
+            assert np.array_equal(ring, expected.astype(ring.dtype)), f"chunk {chunk} is not the sum"
 
     def height(self) -> int:
         """The highest decided round."""

@@ -53,11 +53,11 @@ def test_the_oracle_sees_wrong_sums_and_two_records():
     swarm = started(4)
     assert swarm.verdict() == ([], [])
     sid, results = next(iter(swarm.sums.items()))
-    peer, (survivors, lost, rings) = next(iter(results.items()))
-    rings[0][7] += 1
+    peer, aggregate = next(iter(results.items()))
+    wrong = (aggregate.sums[0] + aggregate.sums[0].dtype.type(1), *aggregate.sums[1:])
+    swarm.sums[sid][peer] = replace(aggregate, sums=wrong)
     assert len(swarm.verdict()[1]) == 1
-    rings[0][7] -= 1
-    swarm.sums[sid][peer] = (survivors, lost, rings)
+    swarm.sums[sid][peer] = aggregate
     (record,) = swarm.records[1].values()
     other = replace(record, loss=record.loss + 1)
     swarm.records[1][other.hash()] = other
