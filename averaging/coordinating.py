@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from averaging.actions import Action, Note, Send, SetTimer, TimerKey
 from averaging.collecting import Failed
 from averaging.guard import Guard
 from averaging.inclusion import Results, Votes, check_included, check_inclusion, failed_result, inclusion_value
-from averaging.messages import Included, Inclusion, InclusionVote, Result, SignedResult
+from averaging.messages import Included, Inclusion, InclusionVote, Result
 from averaging.params import COORDINATORS, RunParams
 from averaging.roster import CheckedRoster, ranking
 from dht.envelope import Envelope, seal
@@ -84,21 +86,21 @@ class Coordinating:
             self._waiting = True  # all is there, but the coordinators before me come first
             return [SetTimer(self._key("include", 1), place * self.params.deadlines.survivors)]
         self._mine_proposed = True
-        inclusion = Inclusion(self.sid, place, self._choice())
+        inclusion = self._choice(place)
         envelope = self._seal(inclusion)
         voters = [peer for peer in self.committee if peer != self.me]
         return [*[Send(peer, envelope) for peer in voters], *self.on_inclusion(self.me, inclusion)]
 
-    def _choice(self) -> tuple[SignedResult, ...]:
+    def _choice(self, view: int) -> Inclusion:
         """What some member has voted for, if I know of it, so that its votes are not lost; else all that is proven."""
         known = self._votes.known.get(self._voted or b"") or next(iter(self._votes.known.values()), None)
-        return known.results if known is not None else self._collected.proven()
+        return replace(known, view=view) if known is not None else self._collected.inclusion(view)
 
     def on_inclusion(self, sender: PeerId, inclusion: Inclusion) -> list[Action]:
         """A coordinator's proposal, or what another member voted for. Raises ProtocolError."""
         if self._message is not None:
             return [Send(sender, self._seal(self._message))] if sender != self.me else []
-        value = inclusion_value(self.sid, (signed.result for signed in inclusion.results))
+        value = inclusion_value(self.sid, inclusion.results)
         proposer = inclusion.view < len(self.coordinators) and self.coordinators[inclusion.view] == sender
         if proposer and self._proposed.get(sender, value) != value:
             raise ProtocolError(Refusal.EQUIVOCATION, "two inclusions by one coordinator")
@@ -133,7 +135,7 @@ class Coordinating:
 
     def _fair(self, value: bytes) -> bool:
         """Whether an inclusion has my cohort in it, if that came to a result; when time is up it may lack it."""
-        frames = [signed.result for signed in self._votes.known[value].results]
+        frames = self._votes.known[value].results
         own = self._result.body if self._result is not None else None
         return self._late or own in frames or (own is not None and self._own.survivors == 0)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from averaging.certificate import quorum
-from averaging.messages import Included, Inclusion, InclusionVote, Result, SignedResult
+from averaging.messages import Included, Inclusion, InclusionVote, Result
 from averaging.params import threshold
 from averaging.roster import CheckedRoster
 from averaging.survivors import bits
@@ -66,16 +66,20 @@ def check_signatures(
 def check_inclusion(inclusion: Inclusion, roster: CheckedRoster, run: bytes) -> None:
     """Raises ProtocolError unless every result is proven by t members of its cohort, in order of the cohorts."""
     indices = []
-    for signed in inclusion.results:
-        result = decode_as(Result, signed.result)
+    used = 0
+    for frame in inclusion.results:
+        result = decode_as(Result, frame)
         check_result(result, roster)
-        peers = roster.cohort(result.cohort)
-        if not result.survivors or len(signed.signers) < threshold(len(peers)):
+        places, peers = roster.cohorts[result.cohort], roster.cohort(result.cohort)
+        signed = [(i, s) for i, s in zip(inclusion.signers, inclusion.signatures, strict=False) if i in places]
+        if not result.survivors or len(signed) < threshold(len(peers)):
             raise ProtocolError(Refusal.BAD_CERTIFICATE, f"cohort {result.cohort} is not proven")
-        check_signatures(run, roster.round, signed.result, peers, signed.signers, signed.signatures)
+        signers = [i - places.start for i, _ in signed]
+        check_signatures(run, roster.round, frame, peers, signers, [signature for _, signature in signed])
         indices.append(result.cohort)
-    if indices != sorted(set(indices)):
-        raise ProtocolError(Refusal.UNEXPECTED, "cohorts are repeated or out of order")
+        used += len(signed)
+    if indices != sorted(set(indices)) or not used == len(inclusion.signers) == len(inclusion.signatures):
+        raise ProtocolError(Refusal.UNEXPECTED, "cohorts or signers are repeated, foreign or out of order")
 
 
 def check_included(
@@ -119,17 +123,19 @@ class Results:
             kept.said.add(member)
             kept.signatures.setdefault(encode(result), {})[member] = signature
 
-    def proven(self) -> tuple[SignedResult, ...]:
-        """The cohorts with t equal results, in order, each with t signatures."""
-        found = []
+    def inclusion(self, view: int) -> Inclusion:
+        """A proposal of the cohorts with t equal results, each with t signatures."""
+        frames: list[bytes] = []
+        signed: list[tuple[int, bytes]] = []
         for k, kept in enumerate(self._cohorts):
-            least = threshold(len(self._roster.cohorts[k]))
+            least, start = threshold(len(self._roster.cohorts[k])), self._roster.cohorts[k].start
             failure = encode(failed_result(self._roster.round_sid, k))
             for frame, signatures in kept.signatures.items():
                 if len(signatures) >= least and frame != failure:
-                    chosen = sorted(signatures.items())[:least]
-                    found.append(SignedResult(frame, tuple(i for i, _ in chosen), tuple(s for _, s in chosen)))
-        return tuple(found)
+                    frames.append(frame)
+                    signed += [(start + i, signature) for i, signature in sorted(signatures.items())[:least]]
+        signers, signatures_ = tuple(i for i, _ in signed), tuple(signature for _, signature in signed)
+        return Inclusion(self._roster.round_sid, view, tuple(frames), signers, signatures_)
 
     @property
     def settled(self) -> bool:
@@ -156,7 +162,7 @@ class Votes:
 
     def learn(self, inclusion: Inclusion) -> bytes:
         """Remember a checked proposal; the value that votes for it name."""
-        value = inclusion_value(self._sid, (signed.result for signed in inclusion.results))
+        value = inclusion_value(self._sid, inclusion.results)
         self.known.setdefault(value, inclusion)
         return value
 
@@ -174,6 +180,6 @@ class Votes:
         for value, signatures in self._signatures.items():
             if len(signatures) >= needed and value in self.known:
                 chosen = sorted(signatures.items())[:needed]
-                frames = tuple(signed.result for signed in self.known[value].results)
+                frames = self.known[value].results
                 return Included(self._sid, frames, tuple(i for i, _ in chosen), tuple(s for _, s in chosen))
         return None

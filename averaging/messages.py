@@ -228,23 +228,18 @@ class Result:
     root: Bytes32
 
 
-@dataclass(frozen=True, slots=True)
-class SignedResult:
-    """A `Result`'s frame and the signatures of t members of its cohort, by member index, strictly increasing."""
-
-    result: Annotated[bytes, Length(2, RESULT_CAP)]
-    signers: Annotated[tuple[U8, ...], Count(1, MAX_MEMBERS)]
-    signatures: Annotated[tuple[Bytes64, ...], Count(1, MAX_MEMBERS)]
-
-
-@message(tag=0x22, cap=900_000)
+@message(tag=0x22, cap=560_000)
 @dataclass(frozen=True, slots=True)
 class Inclusion:
-    """A coordinator's proposal: the cohorts whose sums are added up, in order of their index."""
+    """A coordinator's proposal: the results of the cohorts whose sums are added up, in order of their index, and for
+    each the signatures of t of its members. `signers` are places in the roster, strictly increasing.
+    """
 
     sid: Bytes32
     view: Annotated[int, Range(0, COORDINATORS - 1)]
-    results: Annotated[tuple[SignedResult, ...], Count(0, MAX_COHORTS)]
+    results: Annotated[tuple[Annotated[bytes, Length(2, RESULT_CAP)], ...], Count(0, MAX_COHORTS)]
+    signers: Annotated[tuple[U16, ...], Count(0, MAX_PEERS)]
+    signatures: Annotated[tuple[Bytes64, ...], Count(0, MAX_PEERS)]
 
 
 @message(tag=0x23, cap=128)
