@@ -1,7 +1,7 @@
 """Frames between two processes on this machine: `python -m benchmarks.transport [--megabytes 512] [--loop uvloop]`.
 
-Rows: bulk frames through both libp2p daemons (TLS over TCP), acknowledged, 64 in flight; then the latency of small
-messages. CPU seconds per gigabyte for each of the four processes.
+Rows: bulk frames by the direct lane (sealed, over TCP) and through both libp2p daemons (TLS over TCP), acknowledged, 64
+in flight; then the latency of small messages. CPU seconds per gigabyte for each of the four processes.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def processor_seconds(daemon: int) -> tuple[float, float]:
     return usage.ru_utime + usage.ru_stime, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def start(folder: Path, name: str) -> Host:
+async def start(folder: Path, name: str, *, direct: bool = True) -> Host:
     path = folder / f"{name}.key"
     Identity.load_or_create(path)
-    return await Host.start(path)
+    return await Host.start(path, direct=direct)
 
 
 async def receive(folder: Path) -> None:
@@ -59,7 +59,7 @@ async def receive(folder: Path) -> None:
     await host.stop()
 
 
-async def transfer(host: Host, to: PeerId, size: int, total: int) -> dict[str, Any]:
+async def transfer(host: Host, to: PeerId, size: int, total: int, lane: str) -> dict[str, Any]:
     """One row: `total` bytes in frames of `size`."""
     parts = [TAG + os.urandom(15), os.urandom(size - 16)]
     slots = asyncio.Semaphore(IN_FLIGHT)
@@ -82,6 +82,7 @@ async def transfer(host: Host, to: PeerId, size: int, total: int) -> dict[str, A
     assert moved == total // size * size
     per_gigabyte = 1e9 / moved
     return {
+        "lane": lane,
         "frame_kib": size // 1024,
         "mb_per_s": round(moved / 1e6 / seconds),
         "sender_cpu_s_per_gb": round((mine_after[0] - mine[0]) * per_gigabyte, 2),
@@ -115,13 +116,20 @@ async def measure(folder: Path, command: list[str], total: int) -> list[dict[str
     )
     assert receiver.stdout is not None
     assert receiver.stdin is not None
-    host = await start(folder, "sender")
+    address = (await receiver.stdout.readline()).decode().strip()
+    rows: list[dict[str, Any]] = []
     try:
-        to = await host.connect((await receiver.stdout.readline()).decode().strip())
-        rows = [await transfer(host, to, size * 1024, total) for size in KIBIBYTES]
-        return rows + await latency(host, to)
+        for lane in ("libp2p", "direct"):
+            host = await start(folder, lane, direct=lane == "direct")
+            try:
+                to = await host.connect(address)
+                rows += [await transfer(host, to, size * 1024, total, lane) for size in KIBIBYTES]
+                if lane == "direct":
+                    rows += await latency(host, to)
+            finally:
+                await host.stop()
+        return rows
     finally:
-        await host.stop()
         receiver.stdin.close()
         await receiver.wait()
 
@@ -142,7 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.transport", "--receive", folder, "--loop", arguments.loop]
         rows = asyncio.run(measure(Path(folder), command, arguments.megabytes << 20))
-    report("transport", rows, title=f"frames through p2pd ({arguments.loop})")
+    report("transport", rows, title=f"frames between two peers ({arguments.loop})")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ async def serve(options: Options, on_ready: Callable[[Ready], None], stop: async
             listen=options.listen,
             announce=options.announce,
             relay=Relay.SERVE,
+            direct=False,
             clock=clock,
         )
         try:

@@ -3,7 +3,8 @@
     u32 length | u8 kind | u8 flags | u8 tag | u8 zero | u64 number | frame of `length` bytes
 
 All integers are big-endian. `tag` repeats the frame's first byte, so that the cap of its message type is known
-before its body is read. `FrameReader` is the parser without a socket; `FrameStream` binds it to one.
+before its body is read. `FrameReader` is the parser without a socket; `FrameStream` binds it to one. On a stream that
+nobody else protects, header and frame are each a sealed record (`dht.sealed`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from dht.errors import ProtocolError, Refusal, UnreachableError
+from dht.sealed import SEAL_BYTES, Channel, Seal
 from dht.transport import MAX_FRAME, Part
 from dht.wire import REGISTRY
 
@@ -112,13 +114,16 @@ class Meter:
 class FrameReader:
     """Bytes in, frames out, however the bytes are split. Each frame gets memory of its own."""
 
-    def __init__(self) -> None:
-        self._head = bytearray(HEADER_BYTES)
+    def __init__(self, seal: Seal | None = None) -> None:
+        """`seal` opens the records that the bytes are, if they are sealed."""
+        self._seal, self._extra = seal, SEAL_BYTES if seal else 0
+        self._head = bytearray(HEADER_BYTES + self._extra)
         self._head_view = memoryview(self._head)
         self._head_have = 0
+        self._plain_head = bytearray(HEADER_BYTES)
         self._header: Header | None = None
-        self._body = memoryview(bytearray())
-        self._rest = self._body
+        self._scratch = memoryview(bytearray())
+        self._body = self._rest = self._scratch
 
     @property
     def partial(self) -> bool:
@@ -131,7 +136,10 @@ class FrameReader:
         return [head] if self._header is None else [self._rest, head]
 
     def advance(self, count: int) -> Iterator[tuple[Header, memoryview]]:
-        """Account for `count` bytes put into `buffers()`; yields what is complete. Raises ProtocolError."""
+        """Account for `count` bytes put into `buffers()`; yields what is complete.
+
+        Raises ProtocolError, and UnreachableError for a record that does not open.
+        """
         if self._header is not None:
             taken = min(count, len(self._rest))
             self._rest = self._rest[taken:]
@@ -141,18 +149,17 @@ class FrameReader:
             header, self._header = self._header, None
             yield self._finish(header)
         self._head_have += count
-        if self._head_have == HEADER_BYTES:
+        if self._head_have == len(self._head):
             self._head_have = 0
-            header = parse_header(self._head)
+            header = parse_header(self._opened_head())
             if not header.length:
                 yield header, memoryview(b"")
                 return
             self._header = header
-            # Not zeroed: every byte is overwritten before anybody sees the frame.
-            self._body = self._rest = np.empty(header.length, np.uint8).data
+            self._body = self._rest = self._room(header.length)
 
     def feed(self, data: bytes | memoryview) -> Iterator[tuple[Header, memoryview]]:
-        """Copy `data` in; yields what is complete. Raises ProtocolError."""
+        """Copy `data` in; yields what is complete. Raises as `advance` does."""
         view = memoryview(data)
         while view:
             buffer = self.buffers()[0]
@@ -161,12 +168,35 @@ class FrameReader:
             view = view[count:]
             yield from self.advance(count)
 
+    def _opened_head(self) -> bytes | bytearray:
+        if self._seal is None:
+            return self._head
+        self._seal.open(self._head, memoryview(self._plain_head))
+        return self._plain_head
+
+    def _room(self, length: int) -> memoryview:
+        """Where the bytes of the next frame go: into its own memory, or if they are sealed into one place for all."""
+        if self._seal is None:
+            return uninitialised(length)
+        if len(self._scratch) < length + SEAL_BYTES:
+            self._scratch = uninitialised(length + SEAL_BYTES)
+        return self._scratch[: length + SEAL_BYTES]
+
     def _finish(self, header: Header) -> tuple[Header, memoryview]:
         body, self._body = self._body, memoryview(bytearray())
         self._rest = self._body
+        if self._seal is not None:
+            opened = uninitialised(header.length)
+            self._seal.open(body, opened)
+            body = opened
         if body[0] != header.tag:
             raise ProtocolError(Refusal.MALFORMED, f"tag {body[0]:#04x} under a header of tag {header.tag:#04x}")
         return header, body
+
+
+def uninitialised(length: int) -> memoryview:
+    """Memory that is not zeroed: for bytes that are all overwritten before anybody sees them."""
+    return np.empty(length, np.uint8).data
 
 
 class FrameStream:
@@ -184,11 +214,15 @@ class FrameStream:
         *,
         patience: float = PATIENCE,
         meter: Meter | None = None,
+        channel: Channel | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock, self._on_frame, self._on_lost = sock, on_frame, on_lost
-        self._reader = FrameReader()
+        self._seal = channel.out if channel else None
+        self._record = memoryview(bytearray())
+        self._reader = FrameReader(channel.into if channel else None)
         self._out: deque[memoryview] = deque()
+        self._unsealed: deque[tuple[bytes, Sequence[Part]]] = deque()
         self._open, self._reading, self._writing, self._discard = True, False, False, False
         self._own, self._meter = Meter(), meter or Meter()
         self.waiting: Callable[[], bool] = lambda: False
@@ -197,9 +231,7 @@ class FrameStream:
         """What to do about bytes that break the rules; by default the stream is closed."""
         self._patience, self._seen = patience, (-1, -1)
         sock.setblocking(False)
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            with suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+        _tune(sock)
         self._watch = self._loop.call_later(patience, self._check_progress)
 
     @property
@@ -217,8 +249,11 @@ class FrameStream:
         """Queue a header and its parts and send what fits. Raises ProtocolError if the parts break their cap."""
         header = pack_header(kind, number, parts, flags)
         if self._open:
-            self._out.append(memoryview(header))
-            self._out.extend(memoryview(part).cast("B") for part in parts if len(part))
+            if self._seal is None:
+                self._out.append(memoryview(header))
+                self._out.extend(memoryview(part).cast("B") for part in parts if len(part))
+            else:
+                self._unsealed.append((header, parts))
             if not self._writing:
                 self._writable()
 
@@ -249,6 +284,7 @@ class FrameStream:
         if self._writing:
             self._loop.remove_writer(self._sock)
         self._out.clear()
+        self._unsealed.clear()
         self._sock.close()
         self._on_lost(reason)
 
@@ -283,11 +319,14 @@ class FrameStream:
         except ProtocolError as error:
             self.on_refusal(error)
             return False
+        except UnreachableError as error:
+            self.close(error)
+            return False
         return True
 
     def _writable(self) -> None:
         try:
-            while self._out:
+            while self._out or self._seal_next():
                 count = self._sock.sendmsg([self._out[i] for i in range(min(len(self._out), _BUFFERS_PER_CALL))])
                 self._count(up=count)
                 self._drop(count)
@@ -296,12 +335,30 @@ class FrameStream:
         except OSError as error:
             self.close(UnreachableError(f"the stream broke: {error.strerror}"))
             return
+        except UnreachableError as error:
+            self.close(error)
+            return
         if bool(self._out) != self._writing:
             self._writing = bool(self._out)
             if self._writing:
                 self._loop.add_writer(self._sock, self._writable)
             else:
                 self._loop.remove_writer(self._sock)
+
+    def _seal_next(self) -> bool:
+        """Seal the next frame when the socket has taken the one before: all of them go through the same memory."""
+        if self._seal is None or not self._unsealed:
+            return False
+        header, parts = self._unsealed.popleft()
+        plain = b"".join(parts)
+        size = HEADER_BYTES + SEAL_BYTES + (len(plain) + SEAL_BYTES if parts else 0)
+        if len(self._record) < size:
+            self._record = uninitialised(size)
+        self._seal.seal(header, self._record[: HEADER_BYTES + SEAL_BYTES])
+        if parts:
+            self._seal.seal(plain, self._record[HEADER_BYTES + SEAL_BYTES : size])
+        self._out.append(self._record[:size])
+        return True
 
     def _count(self, *, up: int = 0, down: int = 0) -> None:
         for meter in (self._own, self._meter):
@@ -325,3 +382,14 @@ class FrameStream:
             return
         self._seen = seen
         self._watch = self._loop.call_later(self._patience, self._check_progress)
+
+
+def _tune(sock: socket.socket) -> None:
+    """Room for a few frames in a local socket. For TCP the kernel finds the window; acknowledgements must not wait."""
+    with suppress(OSError):
+        if sock.family == socket.AF_UNIX:
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

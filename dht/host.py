@@ -2,14 +2,16 @@
 
 Each (peer, lane) has one outgoing stream, opened when first needed: control for small messages, bulk for chunks.
 A request has a short stream of its own. The sender that a handler sees is the peer that libp2p authenticated.
+The bulk lane goes past libp2p where there is a direct way (`dht.direct`), through it otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +20,22 @@ from dht.addresses import AddressError, parse, require_free
 from dht.clock import Clock, SystemClock
 from dht.counters import Counters
 from dht.dial import BACKOFF, DIAL_TIMEOUT, Dial, Verdict, dial
+from dht.direct import TICKET_BYTES, Avoided, DirectAsk, DirectOffer
+from dht.direct import dial as dial_direct
+from dht.direct_listener import DirectListener, listen_hosts
 from dht.errors import ProtocolError, Refusal, UnreachableError
 from dht.identity import Identity, PeerId
 from dht.limits import BanList, StreamQuota, TokenBucket
 from dht.link import Receiver, Sender
 from dht.request import answer, ask
+from dht.sealed import Channel
 from dht.transport import FrameHandler, Part, RequestHandler
+from dht.wire import decode_as, encode
 
 if TYPE_CHECKING:
     from dht.daemon import Daemon
 
-CONTROL, BULK, REQUEST = (f"/murmuration/1/{name}" for name in ("control", "bulk", "request"))
+CONTROL, BULK, REQUEST, DIRECT = (f"/murmuration/1/{name}" for name in ("control", "bulk", "request", "direct"))
 OPEN_TIMEOUT = 10.0
 MAX_STREAMS = 64
 CONTROL_RATE, CONTROL_BURST = 2000.0, 8000.0
@@ -65,6 +72,9 @@ class Host:
         self.bans = BanList(clock)
         self.counters = Counters()
         self._stopping = False
+        self._listener = DirectListener(peer_id, clock, self._incoming_direct)
+        self._avoided = Avoided(clock)
+        self._direct = False
         self.daemon_died = asyncio.Event()
         self.on_lane_lost: Callable[[PeerId], None] = lambda peer: None
         """Called when a stream to a peer ended that we did not end: it may be gone."""
@@ -79,12 +89,15 @@ class Host:
         announce: Sequence[str] = (),
         client_mode: bool = False,
         relay: Relay = Relay.OFF,
+        direct: bool = True,
+        direct_port: int = 0,
         clock: Clock | None = None,
     ) -> Host:
         """Start p2pd with the key at `identity_path` and listen.
 
         `bootstrap` are the relays to use with `Relay.USE`; dial them with `connect`. With `client_mode` the host
-        does not listen. Raises ConfigError (AddressError), IdentityError or UnreachableError, with the cause.
+        does not listen. `direct`: bulk frames past libp2p where that works, coming in on `direct_port` of the same
+        hosts (0: any free one). Raises ConfigError (AddressError), IdentityError or UnreachableError, with the cause.
         """
         identity = Identity.load(identity_path)
         places = [] if client_mode else [parse(address, peer=False) for address in listen]
@@ -109,6 +122,9 @@ class Host:
         relays = bootstrap if relay is Relay.USE else ()
         host = cls(daemon, identity.peer_id, clock or SystemClock(), relays)
         try:
+            host._direct = direct
+            if direct:
+                host._listener.listen(listen_hosts([place.text for place in places]), direct_port)
             await host._begin()
         except BaseException:
             await daemon.shutdown()
@@ -118,7 +134,7 @@ class Host:
     async def _begin(self) -> None:
         if self._daemon.peer_id.to_bytes() != self._peer_id:
             raise UnreachableError("the libp2p daemon runs under another identity")
-        for protocol in (CONTROL, BULK, REQUEST):
+        for protocol in (CONTROL, BULK, REQUEST, DIRECT):
             await self._daemon.accept(protocol, self._incoming)
         await self.refresh_addresses()
         self._daemon.died.add_done_callback(self._daemon_ended)
@@ -202,6 +218,7 @@ class Host:
     async def stop(self, timeout: float = 3.0) -> None:
         """Let what is on its way arrive (at most `timeout` seconds), then end the daemon. Safe to call twice."""
         self._stopping = True
+        self._listener.close()
         lanes = list(self._lanes.values())
         await asyncio.gather(*(lane.close(timeout) for lane in lanes), return_exceptions=True)
         for receiver in list(self._receivers):
@@ -222,14 +239,26 @@ class Host:
 
     async def _attach(self, lane: Sender, to: PeerId, protocol: str) -> None:
         try:
-            sock = await self._open(to, protocol, OPEN_TIMEOUT)
+            sock, channel = await self._connect(to, protocol)
         except UnreachableError as error:
             lane.abort(error)
         except asyncio.CancelledError:
             lane.abort(UnreachableError("the host was stopped"))
             raise
         else:
-            lane.attach(sock, meter=self.counters.of(to))
+            lane.attach(sock, meter=self.counters.of(to), channel=channel)
+
+    async def _connect(self, to: PeerId, protocol: str) -> tuple[socket.socket, Channel | None]:
+        if protocol == BULK and self._direct and to not in self._avoided:
+            sock = await self._open(to, DIRECT, OPEN_TIMEOUT)  # who cannot be asked cannot be reached through libp2p
+            request = DirectAsk(os.urandom(TICKET_BYTES))
+            try:
+                reply = await ask(sock, [encode(request)], timeout=OPEN_TIMEOUT, meter=self.counters.of(to))
+                return await dial_direct(self._peer_id, to, request.ticket, decode_as(DirectOffer, reply))
+            except (UnreachableError, ProtocolError) as error:
+                _log.info("bulk frames to %s go through libp2p: %s", to.short, error.message)
+                self._avoided.add(to)
+        return await self._open(to, protocol, OPEN_TIMEOUT), None
 
     async def _open(self, to: PeerId, protocol: str, timeout: float) -> socket.socket:
         try:
@@ -247,6 +276,8 @@ class Host:
         lane = self._lanes.get((to, protocol))
         if lane is not None and not lane.open:
             del self._lanes[to, protocol]
+            if lane.sealed:
+                self._avoided.add(to)  # whatever cut it may cut the next one, too
             if not self._stopping:
                 self.on_lane_lost(to)
 
@@ -259,19 +290,31 @@ class Host:
             self.counters.refusals[Refusal.OUT_OF_BOUNDS] += 1
             sock.close()
             return
+        if protocol in (REQUEST, DIRECT):
+            await self._admit(peer, sock, lambda: self._answer(peer, protocol, sock, leftover))
+        else:
+            await self._admit(peer, sock, lambda: self._receive(peer, protocol, sock, leftover))
+
+    def _incoming_direct(self, peer: PeerId, sock: socket.socket, channel: Channel) -> None:
+        self._spawn(self._admit(peer, sock, lambda: self._receive(peer, BULK, sock, channel=channel)))
+
+    async def _admit(
+        self, peer: PeerId, sock: socket.socket, serve: Callable[[], Awaitable[ProtocolError | None]]
+    ) -> None:
         if self.bans.banned(peer) or not self._quota.acquire(peer):
             self.counters.refusals[Refusal.RATE_LIMITED] += 1
             sock.close()
             return
         try:
-            serve = self._answer if protocol == REQUEST else self._receive
-            refused = await serve(peer, protocol, sock, leftover)
+            refused = await serve()
         finally:
             self._quota.release(peer)
         if refused is not None:
             self._refused(peer, refused)
 
-    async def _receive(self, peer: PeerId, protocol: str, sock: socket.socket, leftover: bytes) -> ProtocolError | None:
+    async def _receive(
+        self, peer: PeerId, protocol: str, sock: socket.socket, leftover: bytes = b"", channel: Channel | None = None
+    ) -> ProtocolError | None:
         bucket = self._buckets.setdefault(peer, TokenBucket(self._clock, CONTROL_RATE, CONTROL_BURST))
         receiver = Receiver(
             sock,
@@ -279,6 +322,7 @@ class Host:
             leftover=leftover,
             admit=bucket.take if protocol == CONTROL else lambda: 0.0,
             meter=self.counters.of(peer),
+            channel=channel,
         )
         self._receivers[receiver] = peer
         try:
@@ -291,6 +335,8 @@ class Host:
 
     async def _answer(self, peer: PeerId, protocol: str, sock: socket.socket, leftover: bytes) -> ProtocolError | None:
         async def handle(frame: memoryview) -> Sequence[Part]:
+            if protocol == DIRECT:
+                return [encode(self._listener.offer(peer, decode_as(DirectAsk, frame), self._addresses))]
             if self._on_request is None:
                 raise ProtocolError(Refusal.UNEXPECTED, "no request is served yet")
             return await self._on_request(peer, frame)
@@ -318,6 +364,9 @@ class Host:
             return
         _log.error("%s", died.result())
         self.daemon_died.set()
+        self._listener.close()
+        for receiver in list(self._receivers):
+            receiver.close()
         for lane in list(self._lanes.values()):
             lane.abort(UnreachableError(died.result(), remedy="restart this program"))
 

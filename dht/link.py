@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from dht.errors import ProtocolError, Refusal, UnreachableError
 from dht.frames import PATIENCE, FrameStream, Header, Kind, Meter, pack_header
+from dht.sealed import Channel
 from dht.transport import Part
 
 WINDOW = 16 << 20
@@ -65,17 +66,18 @@ class Sender:
         self._queue: deque[_Outgoing] = deque()
         self._flying: deque[_Outgoing] = deque()
         self._flying_bytes = self._sent = self._acked = 0
-        self._pumping = self._closing = self._fin_sent = False
+        self._pumping = self._closing = self._fin_sent = self._sealed = False
         self._fin: asyncio.Future[None] = self._loop.create_future()
         self._error: UnreachableError | None = None
         self._stream: FrameStream | None = None
 
-    def attach(self, sock: socket.socket, *, meter: Meter | None = None) -> None:
-        """Send over `sock`, which is ours from now on."""
+    def attach(self, sock: socket.socket, *, meter: Meter | None = None, channel: Channel | None = None) -> None:
+        """Send over `sock`, which is ours from now on; through `channel` if nobody else protects it."""
         if self._error is not None:
             sock.close()
             return
-        self._stream = FrameStream(sock, self._frame, self._lost, patience=self._patience, meter=meter)
+        self._sealed = channel is not None
+        self._stream = FrameStream(sock, self._frame, self._lost, patience=self._patience, meter=meter, channel=channel)
         self._stream.waiting = lambda: bool(self._flying)
         self._stream.start()
         self._pump()
@@ -84,6 +86,11 @@ class Sender:
     def open(self) -> bool:
         """Whether another `send` can succeed."""
         return self._error is None and not self._closing
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it sends over a channel of its own."""
+        return self._sealed
 
     async def send(self, parts: Sequence[Part]) -> None:
         """Deliver one frame; returns when the other side has handled it.
@@ -184,13 +191,14 @@ class Receiver:
         admit: Callable[[], float] = lambda: 0.0,
         patience: float = PATIENCE,
         meter: Meter | None = None,
+        channel: Channel | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_frame, self._admit = on_frame, admit
         self._received = self._unacked = 0
         self._refused: ProtocolError | None = None
         self.closed: asyncio.Future[ProtocolError | None] = self._loop.create_future()
-        self.stream = FrameStream(sock, self._frame, self._lost, patience=patience, meter=meter)
+        self.stream = FrameStream(sock, self._frame, self._lost, patience=patience, meter=meter, channel=channel)
         self.stream.on_refusal = self.refuse
         self.stream.start(leftover)
 

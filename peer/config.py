@@ -74,6 +74,12 @@ class PeerConfig:
         tuple[str, ...],
         _network("Multiaddr that others should dial, when it is not one we listen on (port forwarding)."),
     ] = ()
+    no_direct: Annotated[
+        bool, _network("Send tensors through the libp2p daemon even where a direct TCP connection would work.")
+    ] = False
+    direct_port: Annotated[
+        int, _network("TCP port for direct connections, on the hosts of --listen and --announce. 0 takes any free one.")
+    ] = 0
     client_mode: Annotated[bool, _network("Accept no incoming connections; be reached through a relay.")] = False
     join_timeout: Annotated[
         float, _network("Seconds to look for other peers before giving up (exit code 69). 0 waits as long as it takes.")
@@ -105,6 +111,7 @@ class PeerConfig:
         _check(self.threads >= 0, "threads must not be negative")
         _check(self.rounds >= 0, "rounds must not be negative")
         _check(self.join_timeout >= 0, "join-timeout must not be negative")
+        _check(0 <= self.direct_port < 65536, "direct-port must be a port number, or 0 for any free one")
         _check(0 <= self.metrics_port < 65536, "metrics-port must be a port number, or 0 for none")
         _check(0 <= self.seed < 2**63, "seed must be a number from 0 to 2^63 - 1")
         for address in (*self.listen, *self.announce):

@@ -92,6 +92,8 @@ async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, s
         announce=config.announce,
         client_mode=config.client_mode,
         relay=Relay.USE,
+        direct=not config.no_direct,
+        direct_port=config.direct_port,
     )
     node = None
     try:

@@ -46,8 +46,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_frames_requests_and_counters_between_two_hosts(start_host: StartHost) -> None:
-    left, right = await start_host("left"), await start_host("right")
+both_lanes = pytest.mark.parametrize("direct", [True, False], ids=["direct", "libp2p"])
+
+
+@both_lanes
+async def test_frames_requests_and_counters_between_two_hosts(start_host: StartHost, direct: bool) -> None:
+    left, right = await start_host("left", direct=direct), await start_host("right")
     got: list[tuple[PeerId, bytes]] = []
     right.serve(lambda peer, frame: got.append((peer, bytes(frame))), echo)
     assert await left.connect(right.addresses()[0]) == right.peer_id
@@ -79,8 +83,9 @@ async def test_nothing_is_handled_before_somebody_serves(start_host: StartHost) 
         await left.request(right.peer_id, [TAG, b"early"], timeout=10)
 
 
-async def test_a_killed_daemon_fails_every_unacknowledged_send(start_host: StartHost) -> None:
-    left, right = await start_host("left"), await start_host("right")
+@both_lanes
+async def test_a_killed_daemon_fails_every_unacknowledged_send(start_host: StartHost, direct: bool) -> None:
+    left, right = await start_host("left", direct=direct), await start_host("right")
     got: list[int] = []
     killed = asyncio.Event()
 
@@ -164,33 +169,35 @@ async def test_a_silent_address_times_out(start_host: StartHost) -> None:
     assert result.verdict is Verdict.TIMEOUT
 
 
-async def test_peers_that_never_dialled_each_other_meet_through_a_third(start_host: StartHost) -> None:
-    middle, left, right = [await start_host(name) for name in ("middle", "left", "right")]
+@both_lanes
+async def test_peers_that_never_dialled_each_other_meet_through_a_third(start_host: StartHost, direct: bool) -> None:
+    middle, left, right = [await start_host(name, direct=direct) for name in ("middle", "left", "right")]
     got: list[bytes] = []
     right.serve(lambda peer, frame: got.append(bytes(frame)), echo)
     await left.connect(middle.addresses()[0])
     await right.connect(middle.addresses()[0])
     left.learn(right.peer_id, [*right.addresses(), "nonsense", middle.addresses()[0]])
-    await left.send(right.peer_id, [TAG, b"hello"])
+    await left.send(right.peer_id, [TAG, b"hello"], bulk=True)
     assert got == [TAG + b"hello"]
 
 
-async def test_a_peer_that_comes_back_is_sent_to_again(start_host: StartHost) -> None:
-    left = await start_host("left")
+@both_lanes
+async def test_a_peer_that_comes_back_is_sent_to_again(start_host: StartHost, direct: bool) -> None:
+    left = await start_host("left", direct=direct)
     port = free_port()
     listen = (f"/ip4/127.0.0.1/tcp/{port}",)
     right = await start_host("right", listen=listen)
     got: list[bytes] = []
     right.serve(lambda peer, frame: got.append(bytes(frame)), echo)
     await left.connect(right.addresses()[0])
-    await left.send(right.peer_id, [TAG, b"first"])
+    await left.send(right.peer_id, [TAG, b"first"], bulk=True)
     await right.stop()
     with pytest.raises(UnreachableError):
-        await left.send(right.peer_id, [TAG, b"nobody there"])
+        await left.send(right.peer_id, [TAG, b"nobody there"], bulk=True)
     again = await start_host("right", listen=listen)
     again.serve(lambda peer, frame: got.append(bytes(frame)), echo)
     await again.connect(left.addresses()[0])
-    await left.send(right.peer_id, [TAG, b"second"])
+    await left.send(right.peer_id, [TAG, b"second"], bulk=True)
     assert got == [TAG + b"first", TAG + b"second"]
 
 

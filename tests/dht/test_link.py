@@ -1,4 +1,7 @@
-"""A link delivers in order, exactly once per success, and fails every send that it cannot vouch for."""
+"""A link delivers in order, exactly once per success, and fails every send that it cannot vouch for.
+
+Every test that goes through `pair` runs on a plain stream and on a sealed one: the contract is the same.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -15,17 +18,34 @@ from hypothesis import strategies as st
 from dht.errors import ProtocolError, Refusal, UnreachableError
 from dht.frames import BULK_CAP, Kind, pack_header
 from dht.link import Receiver, RefusedError, Sender
+from dht.sealed import Channel, channel
 
 BULK = b"\xf0"
+_streams = {"sealed": False}
+
+
+@pytest.fixture(scope="module", autouse=True, params=["plain", "sealed"])
+def _kind_of_stream(request: pytest.FixtureRequest) -> Iterator[None]:
+    _streams["sealed"] = request.param == "sealed"
+    yield
+    _streams["sealed"] = False
+
+
+def ends() -> tuple[Channel | None, Channel | None]:
+    if not _streams["sealed"]:
+        return None, None
+    left, right = (channel(bytes(32), b"ticket", b"left", b"right", dialling=dialling) for dialling in (True, False))
+    return left, right
 
 
 def pair(
     on_frame: Callable[[memoryview], None], *, window: int = 1 << 20, admit: Callable[[], float] = lambda: 0.0
 ) -> tuple[Sender, Receiver]:
     left, right = socket.socketpair()
+    near, far = ends()
     sender = Sender(window=window)
-    sender.attach(left)
-    return sender, Receiver(right, on_frame, admit=admit)
+    sender.attach(left, channel=near)
+    return sender, Receiver(right, on_frame, admit=admit, channel=far)
 
 
 async def finish(sender: Sender, receiver: Receiver) -> None:
