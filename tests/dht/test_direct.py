@@ -51,10 +51,12 @@ def direct_lane(host: Host, to: Host) -> bool:
 async def man_in_the_middle(target: Host, there: Pump) -> AsyncIterator[None]:
     """Stands on the wire to `target`'s direct port; `there` handles the bytes towards it."""
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
     real = target._listener.port
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", real)
+        writers.extend((writer, far_writer))
         for work in (there(reader, far_writer), copy(far_reader, writer)):
             tasks.add(asyncio.get_running_loop().create_task(work))  # type: ignore[arg-type]
 
@@ -66,7 +68,9 @@ async def man_in_the_middle(target: Host, there: Pump) -> AsyncIterator[None]:
         server.close()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*tasks, *(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
