@@ -171,6 +171,10 @@ class CurrentRound:
         timer = SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit)
         return self._track([*sends, timer, *self._agree()])
 
+    def rejected(self) -> Sequence[ParticipantAction]:
+        """The cohort's sums are not to be applied: nobody honest attests them, so the round will be void."""
+        return self._track(self._give_up())
+
     def suspect(self, peer: PeerId) -> Sequence[ParticipantAction]:
         """A peer cannot be reached."""
         self._gone.add(peer)

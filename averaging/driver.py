@@ -19,6 +19,7 @@ from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.layout import RingArray
 from averaging.participant import Participant
+from averaging.plausible import ImplausibleSumError
 from averaging.record import Record
 from averaging.work import (
     AddUp,
@@ -73,7 +74,10 @@ class Work(Protocol):
         ...
 
     async def apply(self, aggregate: Aggregate) -> tuple[bytes, float]:
-        """(next state's root, public mean training loss) that the sums lead to; durable when it returns."""
+        """(next state's root, public mean training loss) that the sums lead to; durable when it returns.
+
+        Raises ImplausibleSumError for sums that nobody should apply: the round is given up.
+        """
         ...
 
     async def commit(self, record: Record, chain: Chain) -> None:
@@ -354,8 +358,13 @@ class Driver:
             return
         self._observer.step(aggregate.round, aggregate.attempt, "commit")
         self._work.interrupt()  # whoever still trains came too late for this round
-        async with self._working:
-            root, loss = await self._work.apply(aggregate)
+        try:
+            async with self._working:
+                root, loss = await self._work.apply(aggregate)
+        except ImplausibleSumError as error:
+            self._observer.note(error.message, None)
+            self._feed(lambda: self.participant.rejected(sid))
+            return
         self._feed(lambda: self.participant.applied(sid, root, loss))
 
     async def _commit(self, record: Record) -> None:

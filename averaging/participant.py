@@ -176,6 +176,12 @@ class Participant:
             return []
         return [*self.current.applied(state_root, loss), *self._after()]
 
+    def rejected(self, sid: bytes) -> list[ParticipantAction]:
+        """Instead of `applied`: these sums are none that honest members can have made. The round shall be void."""
+        if self.aggregate(sid) is None or self.current is None:
+            return []
+        return [*self.current.rejected(), *self._after()]
+
     def holds(self, round_: int) -> list[ParticipantAction]:
         """The state of this round is mine now, on disk (after `Commit` or `FetchState`)."""
         self.state_round = max(round_, self.state_round or 0)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from averaging.aggregate import Aggregate
 from averaging.chain import Chain
@@ -28,8 +29,9 @@ from averaging.cohort import Cohort
 from averaging.encoding import Decoder, Encoder, NonFiniteUpdateError, next_scales, reference, squared_norm
 from averaging.layout import Layout, RingArray
 from averaging.params import RunParams
+from averaging.plausible import check_norm, check_range, check_totals
 from averaging.record import Record
-from averaging.scales import UNKNOWN
+from averaging.scales import UNKNOWN, levels
 from averaging.trailer import Statistics, Totals, pack, unpack
 from dht import merkle
 from dht.errors import StorageError
@@ -237,7 +239,10 @@ class Learner:
     # --- the sum ------------------------------------------------------------------------------------------------
 
     async def apply(self, aggregate: Aggregate) -> tuple[bytes, float]:
-        """The next state's root and the public mean loss; the sums are on disk when it returns."""
+        """The next state's root and the public mean loss; the sums are on disk when it returns.
+
+        Raises ImplausibleSumError for sums that honest members cannot have made.
+        """
         return await self._in_thread(self._apply, aggregate)
 
     def _apply(self, aggregate: Aggregate) -> tuple[bytes, float]:
@@ -252,7 +257,9 @@ class Learner:
             aggregate.lost,
             aggregate.sums,
         )
-        root = self.state.root_after(self._gradient(prepared), self._outer, self._next_scales(prepared))
+        energies = self._energies(prepared)
+        self._check_plausible(prepared, energies)
+        root = self.state.root_after(self._gradient(prepared), self._outer, self._next_scales(prepared, energies))
         self._prepared = prepared.leading_to(root)
         self._prepared.save(self._prepared_path)
         totals = self._totals(prepared)
@@ -277,15 +284,27 @@ class Learner:
             else:
                 yield decoder.decode_chunk(chunk, prepared.sums[chunk], weight_sum)
 
-    def _next_scales(self, prepared: Prepared) -> Vector:
-        totals = self._totals(prepared)
-        if totals is None:
-            return self.state.scales.copy()
+    def _energies(self, prepared: Prepared) -> npt.NDArray[np.float64]:
         decoder = Decoder(self._layout, prepared.members, self.state.scales, _signs(prepared.sid))
         energies = np.full(self._layout.blocks, UNKNOWN, np.float64)
         for chunk in range(self._layout.chunks):
             if chunk not in prepared.lost:
                 energies[self._layout.block_slice(chunk)] = decoder.block_energies(prepared.sums[chunk])
+        return energies
+
+    def _check_plausible(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> None:
+        top = levels(self._layout.ring_bits, prepared.members)
+        data = prepared.sums[: self._layout.chunks]
+        check_range(data, top, prepared.survivors)
+        totals = self._totals(prepared)
+        if totals is not None:
+            check_totals(totals, prepared.tokens)
+            check_norm(energies, self.state.scales, top, totals)
+
+    def _next_scales(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> Vector:
+        totals = self._totals(prepared)
+        if totals is None:
+            return self.state.scales.copy()
         return next_scales(
             self._layout, prepared.members, self.state.scales, energies, prepared.survivors, totals.mean_squared_norm
         )
@@ -302,7 +321,9 @@ class Learner:
     def _advance(self, prepared: Prepared, record: Record, chain: Chain) -> None:
         self._fold()
         self._take_out(chain)
-        root = self.state.advance(self._gradient(prepared), self._outer, self._next_scales(prepared))
+        root = self.state.advance(
+            self._gradient(prepared), self._outer, self._next_scales(prepared, self._energies(prepared))
+        )
         if root != record.state_root:
             raise StorageError(
                 f"round {record.round} led to another state here than certified", remedy="check this machine's memory"

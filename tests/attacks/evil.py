@@ -24,7 +24,9 @@ from averaging.guard import MemoryGuard
 from averaging.messages import Unmask
 from averaging.params import threshold
 from averaging.participant import Participant
+from averaging.plausible import ImplausibleSumError, check_range
 from averaging.roster import cohort_order
+from averaging.scales import levels
 from averaging.survivors import bits
 from averaging.work import ParticipantAction
 from dht.envelope import Envelope, seal, signed_digest
@@ -250,6 +252,20 @@ class Arena(Swarm):
         envelope = seal(stranger, self.run_id, self.peer(to).round if round_ is None else round_, message)
         with suppress(ProtocolError):  # noted in `refused`
             self._act(self.peers[to], self.peer(to).receive(stranger.peer_id, encode(envelope)))
+
+    def _apply(self, peer: Any, sid: bytes) -> None:
+        """As the learner does: sums beyond what honest members can have made are nobody's to apply."""
+        aggregate, layout = peer.participant.aggregate(sid), self.params.layout
+        if aggregate is None:
+            return
+        try:
+            top = levels(layout.ring_bits, aggregate.members)
+            check_range(aggregate.sums[: layout.chunks], top, len(aggregate.survivors))
+        except ImplausibleSumError as error:
+            self.notes.append(f"{self.now:.2f} {peer.id.short} {error.message}")
+            self._call(peer, lambda p: p.rejected(sid))
+        else:
+            super()._apply(peer, sid)
 
     def saw(self, peer: EvilPeer, actions: Iterable[ParticipantAction]) -> None:
         """Note which shares an honest peer releases."""
