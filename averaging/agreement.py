@@ -40,12 +40,17 @@ from averaging.record import Record
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-from dht.wire import decode_as, encode, message_type
+from dht.wire import decode_as, digest, encode, message_type
 
 PROPOSE_TIMER, PREVOTE_TIMER, PRECOMMIT_TIMER = "agree-propose", "agree-prevote", "agree-precommit"
 RESEND_TIMER = "agree-resend"
 _STEP_PROPOSE, _STEP_PREVOTE, _STEP_PRECOMMIT = 0, 1, 2
 _ASKED_PER_TICK = 2
+
+
+def lock_key(run: bytes, beacon: bytes) -> bytes:
+    """Under which name, 32 bytes, the guard keeps the locks of agreements on the round after one head."""
+    return digest("lock", run, beacon)
 
 
 class Verdict(Enum):
@@ -100,6 +105,8 @@ class Agreement:
         self.committee = Committee(run, round_, committee, beacon)
         self.decision: tuple[Record, Certificate] | None = None
         self._me, self._guard, self._timeouts = me, guard, timeouts or Timeouts()
+        # A lock is on a successor of this head: on another branch the same round is another agreement.
+        self._lock_key = lock_key(run, beacon)
         self._validate, self._propose_mine = validate, propose
         self._is_member = self.committee.index(me.peer_id) is not None
         self._box = BallotBox(round_, len(committee))
@@ -124,7 +131,7 @@ class Agreement:
 
     def start(self) -> list[Action]:
         """Begin, or go on where this member stood before a restart. Raises StorageError from the guard."""
-        blob = self._guard.load_lock(self.run, self.round)
+        blob = self._guard.load_lock(self._lock_key, self.round)
         if blob is not None and self._is_member:
             self._restore(decode_as(Memory, blob))
         self._started = self._may_propose = True
@@ -363,7 +370,7 @@ class Agreement:
             self._cancel(key)
 
     def _remember(self, memory: Memory) -> None:
-        self._guard.save_lock(self.run, self.round, encode(memory))
+        self._guard.save_lock(self._lock_key, self.round, encode(memory))
         self._memory = memory
 
     def _restore(self, memory: Memory) -> None:

@@ -3,10 +3,9 @@
 A record is in the chain when its parent is the head and a quorum of the committee that the head defines signed it.
 The committee of a round is the survivors of the last record that is not void; the beacon is the head's hash.
 
-Fork choice. Here every chain is linear: a record whose parent is not the head is refused. Recovery branches (a
-third of a committee gone for good) enter at `Tip.advance`: a branch is another sequence of tips from a common one,
-marked as such in its records, and the choice between two tips by certified tokens belongs beside it. Nothing
-else here assumes that there is only one tip.
+One `Chain` is linear: a record whose parent is not the head is refused. When more than a third of a committee is gone
+for good, the rest may certify a *recovery*, a record that changes nothing but the committee; then there may be two
+chains with a common beginning. Which one stands is decided in `averaging.branches`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Annotated
 from averaging import certificate as certificates
 from averaging.ballots import Certificate, Decision
 from averaging.record import Record, check_founding, check_successor
+from averaging.recovery import check_recovery
 from averaging.tally import Tally
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
@@ -62,6 +62,9 @@ class Tip:
 
     def advance(self, record: Record, certificate: Certificate) -> Tip:
         """The tip after `record`. Raises ProtocolError unless it is certified and follows from the head."""
+        if record.recovery:
+            check_recovery(record, certificate, self.head, self.committee())
+            return Tip(record, record, self.tally)
         tally = check_successor(record, self.head, self.tally)
         certificates.verify(certificate, record, self.committee(), self.head.run)
         return Tip(record, self.electors if record.void else record, tally)
@@ -77,6 +80,10 @@ class Chain:
         self.tip = Tip(genesis, genesis, Tally())
         self._genesis = genesis
         self._links: list[tuple[Record, Certificate]] = []
+        self.recoveries: list[tuple[int, tuple[PeerId, ...]]] = []
+        """Round of each recovery in this chain, and whom of the committee it went on without."""
+        self.finalized = 0
+        """The last round that no fork choice ever rolls back: one that is checkpointed on the ledger."""
 
     @property
     def head(self) -> Record:
@@ -113,8 +120,41 @@ class Chain:
 
     def append(self, record: Record, certificate: Certificate) -> None:
         """Add the next link. Raises ProtocolError and changes nothing when it does not follow."""
+        committee = self.committee() if record.recovery else ()
         self.tip = self.tip.advance(record, certificate)
         self._links.append((record, certificate))
+        if record.recovery:
+            members = record.members()
+            self.recoveries.append((record.round, tuple(peer for peer in committee if peer not in members)))
+
+    def finalize(self, round_: int) -> None:
+        """No fork choice shall roll back this round or one before it. Raises KeyError when there is no such record."""
+        self.record(round_)
+        self.finalized = max(self.finalized, round_)
+
+    def state_root(self, round_: int) -> bytes | None:
+        """The root of the state after a round; None when the chain does not reach it."""
+        return self.record(round_).state_root if round_ <= self.head.round else None
+
+    def holds(self, record: Record) -> bool:
+        """Whether this very record is in the chain."""
+        return record.round <= self.head.round and self.record(record.round) == record
+
+    def branch(self, round_: int) -> Chain:
+        """A chain of its own: this one up to `round_`. Raises KeyError, and ProtocolError before a final round."""
+        if round_ < self.finalized:
+            raise ProtocolError(Refusal.EQUIVOCATION, f"a branch from round {round_}; {self.finalized} is final")
+        other = Chain(self.run, self.founder, self.founding)
+        head = self.record(round_)
+        other._links = self._links[:round_]
+        other.recoveries = [entry for entry in self.recoveries if entry[0] <= round_]
+        other.finalized = self.finalized
+        electors, tally = self._genesis, Tally()
+        for record, _ in other._links:
+            electors = electors if record.void and not record.recovery else record
+            tally = tally.apply(record)
+        other.tip = Tip(head, electors, tally)
+        return other
 
     def verify_segment(self, links: Iterable[tuple[Record, Certificate]]) -> Tip:
         """The tip that `links`, from an untrusted peer, would lead to; the chain stays as it is.

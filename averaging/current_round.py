@@ -21,6 +21,7 @@ from averaging.guard import Guard
 from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
 from averaging.params import MAX_MEMBERS, RunParams, honest_witness
 from averaging.record import LOSS_SCALE, ZERO, Record
+from averaging.recovery import Present, Recover, Recovery
 from averaging.work import Apply, Decided, Joined, ParticipantAction, Train
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError
@@ -63,6 +64,7 @@ class CurrentRound:
         self._agreeing = False
         self._held: tuple[Record, Certificate] | None = None
         self.timers: dict[TimerKey, None] = {}
+        self.recovery = Recovery(params.run, identity, chain.head, self.committee, params.recovery_after)
         commit = params.deadlines.commit
         self.agreement = Agreement(
             params.run,
@@ -78,14 +80,19 @@ class CurrentRound:
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
+    def begin(self) -> Sequence[ParticipantAction]:
+        """The round begins, whether I take part in its aggregation or not."""
+        return self._track(self.recovery.begin())
+
     def join(self, newcomers: set[PeerId], gone: set[PeerId]) -> Sequence[ParticipantAction]:
         """My state is the head's: start training and look for a roster. Until then I only follow the decision."""
         self._gone |= gone
         if self.convening is not None:
             return []
-        if self._guard.has_opened(self.params.run, self.number) is not None:
-            # One opening per round: before a restart, shares were released for a sum with this update. If the others
-            # cannot finish without me, the round must not wait for me either.
+        opened = self._guard.has_opened(self.params.run, self.number) is not None
+        if opened or self.number <= self._guard.forsaken(self.params.run):
+            # One opening per round: before a restart, or on a branch that I left, shares were or may be released for a
+            # sum with this update. If the others cannot finish without me, the round must not wait for me either.
             limits = self.params.deadlines
             return self._track([SetTimer(("give-up", self.number, 0), limits.unmask + 2 * limits.sums + limits.commit)])
         self.convening = Convening(
@@ -110,6 +117,13 @@ class CurrentRound:
 
     def receive(self, sender: PeerId, envelope: Envelope, message: object, frame: bytes) -> Sequence[ParticipantAction]:
         """A checked envelope of this round. Raises ProtocolError when its content is refused."""
+        if isinstance(message, Present | Recover):
+            return self._track(self._after_recovery(self.recovery.receive(sender, envelope, message)))
+        if isinstance(message, Decision):
+            self.recovery.decided(message)
+            self._after_recovery([])
+            if self.outcome is not None:
+                return []
         if isinstance(message, _AGREEMENT):
             return self._track(self._on_agreement(sender, envelope, message))
         if isinstance(message, Attest):
@@ -133,6 +147,8 @@ class CurrentRound:
         """A timer of this round fired."""
         self.timers.pop(key, None)
         name = key[0]
+        if name == "recover":
+            return self._track(self._after_recovery(self.recovery.timeout(key)))
         if name.startswith("agree"):
             return self._track([*self.agreement.timeout(key), *self._after_agreement()])
         if name in ("join", "roster"):
@@ -291,6 +307,11 @@ class CurrentRound:
         tally = self._chain.tally.apply(record)
         return replace(record, tally_root=tally.root())
 
+    def _after_recovery(self, actions: list[Action]) -> list[Action]:
+        if self.outcome is None and self.recovery.outcome is not None:
+            self.outcome = self.recovery.outcome
+        return actions
+
     # --- decision -----------------------------------------------------------------------------------------------
 
     def _on_agreement(self, sender: PeerId, envelope: Envelope, message: object) -> Sequence[ParticipantAction]:
@@ -353,7 +374,7 @@ class CurrentRound:
 
     def decided(self, record: Record, certificate: Certificate) -> Decided:
         """The report of this round's end."""
-        return Decided(record, certificate, self._identity.peer_id in record.members())
+        return Decided(record, certificate, not record.void and self._identity.peer_id in record.members())
 
     def _track(self, actions: Sequence[ParticipantAction]) -> Sequence[ParticipantAction]:
         for action in actions:

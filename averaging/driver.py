@@ -30,6 +30,7 @@ from averaging.work import (
     Joined,
     ParticipantAction,
     Reduce,
+    RolledBack,
     Train,
     Transfer,
     Upload,
@@ -106,6 +107,10 @@ class Observer(Protocol):
 
     def settled(self, round_: int) -> None:
         """The state of this round is adopted."""
+        ...
+
+    def rolled_back(self, event: RolledBack) -> None:
+        """Another branch of the run stands; its state is fetched next."""
         ...
 
     def note(self, text: str, peer: PeerId | None) -> None:
@@ -248,6 +253,8 @@ class Driver:
             case Joined():
                 self._observer.joined(action)
                 self._observer.step(action.round, action.attempt, "shares")
+            case RolledBack():
+                self._observer.rolled_back(action)
             case Decided():
                 self._observer.decided(action, self.participant.cohort(action.record.sid))
             case _:
@@ -373,23 +380,27 @@ class Driver:
         self._work.interrupt()
         async with self._working:
             await self._work.commit(record, chain)
-        self._observer.settled(record.round)
-        self._feed(lambda: self.participant.holds(record.round))
+        self._settled(record, chain)
+        self._feed(lambda: self.participant.holds(record.round, record.state_root))
 
     async def _fetch(self, record: Record, donors: Sequence[PeerId]) -> None:
         chain = self.participant.chain
         assert chain is not None
         self._work.interrupt()
         async with self._working:
-            if chain.head.round != record.round:
+            if self.participant.chain is not chain or chain.head.round != record.round:
                 return  # while this waited its turn a newer head came, which is fetched instead
             found = await self._work.fetch(record, chain, donors)
         if found:
-            self._observer.settled(record.round)
-            self._feed(lambda: self.participant.holds(record.round))
+            self._settled(record, chain)
+            self._feed(lambda: self.participant.holds(record.round, record.state_root))
             return
         await asyncio.sleep(_RETRIES[-1])
         self._feed(lambda: self.participant.fetch_failed(record.round))
+
+    def _settled(self, record: Record, chain: Chain) -> None:
+        if self.participant.chain is chain:  # else that branch was left while its state was being adopted
+            self._observer.settled(record.round)
 
     # --- sending ------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ def committee_of(chain: Chain, round_: int) -> tuple[PeerId, ...]:
     """Who decided a round of this chain, in certificate order. Raises KeyError if the one before is not here."""
     before = chain.record(round_ - 1)
     electors = before
-    while electors.void:
+    while electors.void and not electors.recovery:
         electors = chain.record(electors.round - 1)
     return certificates.draw_committee(electors.members(), before.hash())
 
@@ -22,12 +22,12 @@ def committee_of(chain: Chain, round_: int) -> tuple[PeerId, ...]:
 def forked_by(chain: Chain, record: Record, certificate: Certificate) -> tuple[PeerId, ...]:
     """Members of the committee that certified this record and the chain's own one of the same round.
 
-    Empty when there is no fork: the same record, a bad certificate, another parent.
+    Empty when there is no fork: the same record, a bad certificate, another parent, or a recovery branch.
     """
     try:
         mine, own = chain.link(record.round)
         committee = committee_of(chain, record.round)
-        if record == mine or record.parent != mine.parent:
+        if record == mine or record.parent != mine.parent or record.recovery or mine.recovery:
             return ()
         certificates.verify(certificate, record, committee, chain.run)
     except (KeyError, ProtocolError):

@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS release (sid BLOB, member INTEGER, kind TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS ballot
     (run BLOB, round INTEGER, view INTEGER, kind TEXT, value BLOB NOT NULL, PRIMARY KEY (run, round, view, kind));
 CREATE TABLE IF NOT EXISTS lock (run BLOB, round INTEGER, blob BLOB NOT NULL, PRIMARY KEY (run, round));
+CREATE TABLE IF NOT EXISTS forsaken (run BLOB PRIMARY KEY, round INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pruned (only INTEGER PRIMARY KEY CHECK (only = 0), before_round INTEGER NOT NULL);
 """
 
@@ -69,6 +70,14 @@ class Guard(Protocol):
 
     def load_lock(self, run: bytes, round_: int) -> bytes | None:
         """The agreement's lock, if any."""
+        ...
+
+    def forsake(self, run: bytes, round_: int) -> None:
+        """Leave a branch while working on this round: no update is uploaded in it, or in one before, on any other."""
+        ...
+
+    def forsaken(self, run: bytes) -> int:
+        """The last round in which no update may be uploaded any more, since I left a branch; 0 when I never did."""
         ...
 
     def prune(self, before_round: int) -> None:
@@ -173,6 +182,23 @@ class SqliteGuard:
     def load_lock(self, run: bytes, round_: int) -> bytes | None:
         """See `Guard.load_lock`."""
         return self._one("SELECT blob FROM lock WHERE run = ? AND round = ?", (run, round_))
+
+    def forsake(self, run: bytes, round_: int) -> None:
+        """See `Guard.forsake`. Rounds that were opened before a restart, and later than `round_`, count as well."""
+        with self._transaction() as db:
+            (opened,) = db.execute("SELECT MAX(round) FROM opened WHERE run = ?", (run,)).fetchone()
+            last = max(round_, opened or 0)
+            update = "INSERT INTO forsaken VALUES (?, ?) ON CONFLICT DO UPDATE SET round = MAX(round, ?)"
+            db.execute(update, (run, last, last))
+
+    def forsaken(self, run: bytes) -> int:
+        """See `Guard.forsaken`."""
+        with self._lock:
+            try:
+                row = self._db.execute("SELECT round FROM forsaken WHERE run = ?", (run,)).fetchone()
+            except sqlite3.Error as error:
+                raise StorageError(f"the guard cannot be read: {error}") from error
+        return 0 if row is None else int(row[0])
 
     def prune(self, before_round: int) -> None:
         """See `Guard.prune`. Which sid opened which round stays (70 bytes a round): it is what marks a sid as over."""

@@ -70,7 +70,8 @@ class RunParams:
     `weight_cap` is the number of tokens that count as weight 1. `reducer_copies` is how many later members
     hold a copy of each reducer's own masked chunks (so that its death after the certificate loses nothing);
     never more than the cohort tolerates dropouts. `attempts` is how many rosters a round may try before its
-    committee may declare it void.
+    committee may declare it void. After `recovery_after` seconds with more than a third of the committee gone, the rest
+    may go on in a recovery branch; 0 means never.
     """
 
     run: bytes
@@ -83,3 +84,4 @@ class RunParams:
     reducer_copies: int = 1
     attempts: int = 4
     deadlines: Deadlines = field(default_factory=Deadlines)
+    recovery_after: float = 600.0

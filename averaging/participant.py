@@ -13,6 +13,7 @@ from averaging.across import Across
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.aggregate import Aggregate
 from averaging.ballots import Ballot, Decision, DecisionRequest, Gossip, Proposal
+from averaging.branches import Branches, BranchRequest, fork_round, locator, newest_shared, still_held
 from averaging.bulk import BulkKind, Chunk
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.cohort import Cohort
@@ -25,7 +26,8 @@ from averaging.mailbox import Mailbox
 from averaging.messages import Attest, Closed, Join, Knock, Missing, Ping, SumHashes, Wanted
 from averaging.params import MAX_PEERS, RunParams
 from averaging.record import Record, found
-from averaging.work import Commit, FetchState, ParticipantAction
+from averaging.recovery import Present, Recover
+from averaging.work import Commit, FetchState, ParticipantAction, RolledBack
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
@@ -69,6 +71,7 @@ class Participant:
         self._courtesy, self._welcome = Courtesy(), Welcome()
         self._fetching: int | None = None
         self._founding = False
+        self._branches = Branches()
         self.current: CurrentRound | None = None
         self.previous: Cohort | None = None
         self.capacity = DEFAULT_CAPACITY
@@ -142,7 +145,7 @@ class Participant:
         if key == _KNOCK:
             self._courtesy.tick()
             idle = [] if self._busy() else self._knock()
-            return [SetTimer(_KNOCK, KNOCK_SECONDS), *idle]
+            return [SetTimer(_KNOCK, KNOCK_SECONDS), *idle, *self._seek()]
         if key == _FOUND:
             return self._maybe_found(late=True)
         if self.current is None or key[1] != self.current.number:
@@ -182,8 +185,12 @@ class Participant:
             return []
         return [*self.current.rejected(), *self._after()]
 
-    def holds(self, round_: int) -> list[ParticipantAction]:
-        """The state of this round is mine now, on disk (after `Commit` or `FetchState`)."""
+    def holds(self, round_: int, root: bytes | None = None) -> list[ParticipantAction]:
+        """The state of this round is mine now, on disk (after `Commit` or `FetchState`). `root`: which state that is;
+        what was begun on a branch that was left meanwhile counts for nothing.
+        """
+        if root is not None and self.chain is not None and self.chain.state_root(round_) != root:
+            return []
         self.state_round = max(round_, self.state_round or 0)
         if self._fetching == round_:
             self._fetching = None
@@ -249,6 +256,9 @@ class Participant:
             return self._on_segment(sender, message)
         if isinstance(message, ChainRequest):
             return self._tell(sender, message.after_round)
+        if isinstance(message, BranchRequest):
+            shared = newest_shared(self.chain, message) if self.chain else None
+            return [] if shared is None else self._tell(sender, shared)
         if self.chain is None:
             self._mailbox.keep(sender, envelope, frame, 0)
             return []
@@ -269,7 +279,7 @@ class Participant:
             return list(self.previous.receive(sender, message, frame))
         if isinstance(message, Wanted) and (across := self.across(message.sid)) is not None:
             return list(across.receive(sender, message, envelope))
-        if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest) and round_ > 0:
+        if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest | Present | Recover) and round_ > 0:
             decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
             return [Send(sender, self._seal(decision, round_))] if decision else []
         if isinstance(message, Decision):
@@ -290,7 +300,9 @@ class Participant:
         actions: list[ParticipantAction] = []
         if self.current is not None and self.current.lost_its_part(sender):
             actions += [*self.current.suspect(sender), *self._after()]
-        if message.known < self.round:
+        if self._branches.foreign(self.chain, message):
+            actions += [Send(sender, self._seal(locator(self.chain)))] if self._courtesy.allows(sender) else []
+        elif message.known < self.round:
             actions += self._tell(sender, max(message.known - 1, 0))
         return actions
 
@@ -307,8 +319,10 @@ class Participant:
                 self.state_round = 0
         before = self.chain.head.round
         actions: list[ParticipantAction] = []
+        stands = self.chain
         try:
-            self.chain.extend(message)
+            stands, replies = self._branches.take(self.chain, sender, message)
+            actions += [Send(sender, self._seal(reply)) for reply in replies]
         except ProtocolError as error:
             if fork := forks(self.chain, message):
                 names = ", ".join(peer.short for peer in fork[1])
@@ -316,12 +330,37 @@ class Participant:
             elif self.chain.head.round == before:
                 raise
             actions.append(Note(str(error), sender))  # the links before the bad one are proven, and stay
+        if stands is not self.chain:
+            return [*actions, *self._roll_back(stands)]
         if self.current is not None and self.chain.head.round > before:
             actions += self._close()
         actions += self._resume()
         if before < self.chain.head.round < message.head_round:
             actions += self._knock()
         return actions
+
+    # --- branches -----------------------------------------------------------------------------------------------
+
+    def _seek(self) -> list[ParticipantAction]:
+        """After a recovery, look now and again for those whom it went on without: their branch may stand."""
+        peer = self._branches.sought(self.chain, self.peer_id) if self.chain else None
+        return (
+            [] if self.chain is None or peer is None else [Send(peer, self._seal(Knock(self.round, self.chain.beacon)))]
+        )
+
+    def _roll_back(self, chain: Chain) -> list[ParticipantAction]:
+        """Another branch stands: leave the one that I was on, and tell its members."""
+        old = self.chain
+        assert old is not None
+        # On disk first: what I uploaded in a round of this branch must never be uploaded in the same round of another.
+        self._guard.forsake(self.params.run, self.round)
+        self.state_round = still_held(self.state_round, old, chain)
+        actions: list[ParticipantAction] = [RolledBack(fork_round(old, chain), old.head, chain.head)]
+        actions += self._close() if self.current is not None else []
+        self.chain, self._fetching = chain, None
+        knock = self._seal(Knock(self.round, chain.beacon))
+        actions += [Send(peer, knock) for peer in old.committee() if peer != self.peer_id]
+        return actions + self._resume()
 
     # --- founding -----------------------------------------------------------------------------------------------
 
@@ -396,7 +435,7 @@ class Participant:
         self._guard.prune(max(0, self.round - _REMEMBERED_ROUNDS))
         self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity)
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
-        actions = self._join()
+        actions = [*self.current.begin(), *self._join()]
         for sender, envelope, frame in self._mailbox.take(self.round):
             try:
                 actions += self.current.receive(sender, envelope, envelope.message(), frame)

@@ -46,8 +46,8 @@ class Record:
     summed chunks) bind the record to the aggregation it came from. `survivors` are sorted by peer id. `left_out` are
     the cohorts of the roster whose sums are not in it: they aborted, or came too late; their members keep their
     updates. `lost_chunks` are counted as zero by everyone. `loss` is the public mean training loss in units of
-    1/4096. `state_root` and
-    `tally_root` hold after the round.
+    1/4096. `state_root` and `tally_root` hold after the round. A void record with survivors is a recovery
+    (`averaging.recovery`): nothing changed but the committee, which is its survivors from here on.
     """
 
     run: Bytes32
@@ -68,6 +68,11 @@ class Record:
     def hash(self) -> bytes:
         """32 bytes that stand for this record in ballots, certificates and the next record's `parent`."""
         return record_hash(encode(self))
+
+    @property
+    def recovery(self) -> bool:
+        """Whether this is a recovery: part of a committee goes on without the rest."""
+        return self.void and bool(self.survivors)
 
     def members(self) -> tuple[PeerId, ...]:
         """The survivors' peer ids, in record order. Raises ProtocolError (OUT_OF_BOUNDS) on a malformed one."""

@@ -95,5 +95,14 @@ class Decided:
     included: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """Another branch stands: what was certified after round `fork` did not happen here. `left` was my head."""
+
+    fork: int
+    left: Record
+    head: Record
+
+
 CohortAction: TypeAlias = Action | Upload | Reduce | AddUp | Transfer
-ParticipantAction: TypeAlias = CohortAction | Train | Apply | Commit | FetchState | Joined | Decided
+ParticipantAction: TypeAlias = CohortAction | Train | Apply | Commit | FetchState | Joined | Decided | RolledBack

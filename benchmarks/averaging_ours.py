@@ -33,7 +33,7 @@ from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
 from averaging.record import Record
 from averaging.trailer import Statistics, pack
-from averaging.work import Decided, Joined
+from averaging.work import Decided, Joined, RolledBack
 from benchmarks.averaging_swarm import SAMPLE, Spec, update
 from dht.host import Host
 from dht.identity import Identity, PeerId
@@ -156,6 +156,9 @@ class BenchmarkObserver:
         """The committee's certificate is here."""
         if decided.record.round and not self.decision.done() and decided.included and not decided.record.lost_chunks:
             self.decision.set_result(time.monotonic())
+
+    def rolled_back(self, event: RolledBack) -> None:
+        """Not used: one network, one branch."""
 
     def settled(self, round_: int) -> None:
         """The state is adopted: at the latest now the certificate is here."""

@@ -6,6 +6,7 @@
           heldout_loss, train_loss, tokens,   caught_up(round, root, chunks,  leaving(reason)
           bytes_up, bytes_down, seconds,                bytes, donors)        stopped(round, root)
           root, state_bytes)                  bootstrap(address, verdict)
+    recovery(round, members, missing)         rolled_back(fork, left, round, root)
 
 `seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids; `tokens` counts from the
 start of the process, bytes and seconds from the round before. Reporters never
@@ -112,6 +113,12 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
         case "caught_up":
             size, donors = megabytes(get("bytes")), count(get("donors"))
             return f"caught up to round {get('round')} · {size} from {donors} donors · root {short(get('root'))}"
+        case "recovery":
+            gone = count(get("missing"))
+            return f"round {get('round')} · recovery branch: {count(get('members'))} go on without {gone} that are gone"
+        case "rolled_back":
+            rounds = count(get("left")) - count(get("fork"))
+            return f"another branch stands: {rounds} rounds after {get('fork')} rolled back, their updates are kept"
         case "refused" | "blamed" | "peer_unreachable":
             return f"{name.replace('_', ' ')}: {tail(get('peer'))}: {get('reason')}"
         case "leaving":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from averaging.ballots import Decision
 from averaging.chain import Chain, unpack
+from averaging.record import Record
 from dht.envelope import Envelope
 from dht.errors import StorageError
 from dht.identity import PeerId
@@ -18,14 +19,26 @@ class ChainFrames:
 
     def __init__(self) -> None:
         self._frames: list[bytes] = []
+        self._records: list[Record] = []
 
     def up_to(self, chain: Chain, last: int) -> list[bytes]:
         """The chain up to round `last` for the store: the founding envelope, then records with certificates."""
+        self.leave(chain)
         if not self._frames:
             self._frames.append(encode(chain.founding))
+            self._records.append(chain.record(0))
         for round_ in range(len(self._frames), last + 1):
             self._frames.append(encode(Decision(*(encode(part) for part in chain.link(round_)))))
+            self._records.append(chain.record(round_))
         return self._frames[: last + 1]
+
+    def leave(self, chain: Chain) -> list[Record]:
+        """Forget what is not in `chain`, which stands now; the records that were given up, oldest first."""
+        given_up: list[Record] = []
+        while self._records and not chain.holds(self._records[-1]):
+            given_up.append(self._records.pop())
+            self._frames.pop()
+        return given_up[::-1]
 
 
 def chain_frames(chain: Chain, last: int) -> list[bytes]:

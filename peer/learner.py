@@ -44,6 +44,7 @@ from peer.history import ChainFrames
 from peer.manifest import Manifest
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
+from peer.rollback import bring_again, part_in, pinned_rounds, state_round
 from peer.state import CanonicalState
 from peer.store import LocalState, StateStore
 from peer.trainer import Trainer, TrainerState
@@ -333,7 +334,8 @@ class Learner:
     def _adopted(self, record: Record, chain: Chain) -> None:
         """Save the certified state, then my own training; start the next local steps from it."""
         frames = self._frames.up_to(chain, record.round)
-        self.store.save(record.round, record.state_root, self.state.leaves(), self.state.chunks(), frames)
+        pinned = pinned_rounds(chain, record.round)
+        self.store.save(record.round, record.state_root, self.state.leaves(), self.state.chunks(), frames, pinned)
         self._trainer.set_parameters(self.state.parameters)
         self._folded = False
         self.state.release()
@@ -346,6 +348,7 @@ class Learner:
         if await self._in_thread(self._resume_prepared, record, chain):
             return True
         await self._in_thread(self._fold)
+        await self._in_thread(self._leave_branch, chain)
         catch_up = CatchUp(self._transport, record.state_root, donors)
         if not await catch_up.run(self.state):
             return False
@@ -353,6 +356,21 @@ class Learner:
         await self._in_thread(self._take_out, chain)
         await self._in_thread(self._adopted, record, chain)
         return True
+
+    def _leave_branch(self, chain: Chain) -> None:
+        """If my state is of a branch that was given up, keep what was learned on it; before the state changes."""
+        given_up = self._frames.leave(chain)
+        share, tokens = part_in(given_up, self._me)
+        if not share:
+            return
+        base = state_round(chain, given_up[0].round - 1)
+        if self.store.root(base) != chain.record(base).state_root:
+            log.warning("the state of round %d is not on disk: what the branch after it learned is lost", base)
+            return
+        after = (self.state.parameters, self.state.momentum)
+        bring_again(self._residual, self._outer, share, self.store.vectors(base), after)
+        self._tokens += tokens
+        log.info("%d rounds were rolled back; their updates go into the next round", len(given_up))
 
     def _resume_prepared(self, record: Record, chain: Chain) -> bool:
         prepared = Prepared.load(self._prepared_path, self._layout)
@@ -362,6 +380,10 @@ class Learner:
         return True
 
     # --- across restarts ----------------------------------------------------------------------------------------
+
+    def follow(self, chain: Chain) -> None:
+        """After a restart: the chain that was on disk with my state."""
+        self._frames.up_to(chain, chain.head.round)
 
     def save_genesis(self, chain: Chain) -> None:
         """Store the founding's state, which I hold, so that who starts from other first weights can fetch it."""

@@ -141,6 +141,13 @@ class Cohort:
         default=1,
         choices=(0, 1),
     )
+    recovery_after: float = key(
+        "With more than a third of the committee gone for so long, the rest may go on in a recovery branch; 0: never.",
+        default=600.0,
+        low=0.0,
+        high=2_592_000.0,
+        unit="seconds",
+    )
     deadlines: Deadlines = section("How long each phase may last.", Deadlines)
 
 

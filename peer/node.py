@@ -16,8 +16,8 @@ from averaging.guard import SqliteGuard
 from averaging.layout import Layout
 from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
-from averaging.record import MAX_LOST_CHUNKS
-from averaging.work import Decided, Joined
+from averaging.record import MAX_LOST_CHUNKS, Record
+from averaging.work import Decided, Joined, RolledBack
 from dht.addressbook import AddressBook, find_a_way_in
 from dht.clock import SystemClock
 from dht.discovery import Discovery, Head
@@ -75,6 +75,7 @@ def run_params(manifest: Manifest, parameters: int) -> RunParams:
             limits.sums,
             limits.commit,
         ),
+        recovery_after=manifest.cohort.recovery_after,
     )
 
 
@@ -149,6 +150,8 @@ def _assemble(
     learner = Learner(manifest, params, identity.peer_id, trainer, state, store, heldout, host)
     if stored is not None:
         learner.load_local(stored.round)
+        assert chain is not None
+        learner.follow(chain)
     round_ = None if stored is None else stored.round
     last = config.rounds or None
     participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_, last)
@@ -307,7 +310,8 @@ class Node:
         if chain is None:
             return None
         kept = (round_ for round_ in reversed(self._learner.store.rounds()) if round_ <= chain.head.round)
-        return next((round_ for round_ in kept if chain.record(round_).state_root == root), None)
+        store = self._learner.store  # what is on disk may be of a branch that was given up a moment ago
+        return next((r for r in kept if chain.record(r).state_root == root == store.root(r)), None)
 
     def _unreachable(self, peer: PeerId, reason: str) -> None:
         self._search_now.set()
@@ -343,10 +347,24 @@ class Node:
 
     def decided(self, decided: Decided, cohort: Cohort | None) -> None:
         """The committee has decided; a void round ends here, another one when its state is adopted."""
+        if decided.record.recovery:
+            self._report_recovery(decided.record)
         if decided.record.void:
             self._report_round(decided.record.round, None)
             if self._is_last(decided.record.round) and self._participant.settled:
                 self._finished.set()
+
+    def rolled_back(self, event: RolledBack) -> None:
+        """Another branch stands; its state is fetched next."""
+        left, head = event.left, event.head
+        self._reporter.event("rolled_back", fork=event.fork, left=left.round, round=head.round, root=head.state_root)
+
+    def _report_recovery(self, record: Record) -> None:
+        chain = self._participant.chain
+        assert chain is not None
+        missing = dict(chain.recoveries).get(record.round, ())
+        members = [str(peer) for peer in record.members()]
+        self._reporter.event("recovery", round=record.round, members=members, missing=[str(peer) for peer in missing])
 
     def settled(self, round_: int) -> None:
         """The state of a round is adopted: measure it, report, and leave if it was the last one."""
@@ -374,6 +392,8 @@ class Node:
     def _report_round(self, round_: int, heldout_loss: float | None) -> None:
         chain = self._participant.chain
         assert chain is not None
+        if round_ > chain.head.round:
+            return  # rolled back since
         record = chain.record(round_)
         now, total = time.monotonic(), self._host.counters.total()
         train = self._learner.train_seconds

@@ -51,6 +51,8 @@ class Snapshot:
     state_bytes: int = 0
     refused: int = 0
     blamed: int = 0
+    recoveries: int = 0
+    rollbacks: int = 0
 
     def apply(self, name: str, fields: Mapping[str, object], now: float) -> Snapshot:
         """The snapshot after an event at Unix time `now`. Pure; an unknown event only moves `updated`."""
@@ -73,6 +75,11 @@ class Snapshot:
                 return after._after_round(fields)
             case "caught_up":
                 return replace(after, round=count(get("round")), root=str(plain(get("root"))))
+            case "recovery":
+                return replace(after, recoveries=self.recoveries + 1)
+            case "rolled_back":
+                root = str(plain(get("root")))
+                return replace(after, rollbacks=self.rollbacks + 1, round=count(get("round")), root=root)
             case "refused":
                 return replace(after, refused=self.refused + 1)
             case "blamed":
@@ -183,6 +190,7 @@ def describe(snapshot: Snapshot, *, alive: bool, now: float) -> str:
     seconds = ", ".join(f"{part} {value:.0f} s" for part, value in snapshot.seconds.items()) or "–"
     losses = snapshot.heldout_losses
     before = losses[-2] if len(losses) > 1 else None
+    branches = f"{snapshot.recoveries} recoveries, rolled back {snapshot.rollbacks} times"
     rows = [
         ("peer", snapshot.peer or "–"),
         ("process", f"{snapshot.pid} · {life} · last word {max(0.0, now - snapshot.updated):.0f} s ago"),
@@ -191,6 +199,7 @@ def describe(snapshot: Snapshot, *, alive: bool, now: float) -> str:
         ("round", f"{snapshot.round}" + (f" · {snapshot.step}" if snapshot.step else "")),
         ("survivors", f"{snapshot.survivors}/{snapshot.members}"),
         ("rounds", f"{snapshot.rounds} certified, {snapshot.void_rounds} void · {snapshot.tokens} tokens"),
+        *([("branches", branches)] if snapshot.recoveries or snapshot.rollbacks else []),
         ("loss", describe_loss(losses[-1] if losses else None, before)),
         ("traffic", f"up {megabytes(snapshot.bytes_up)} · down {megabytes(snapshot.bytes_down)}"),
         ("time", seconds),
@@ -224,6 +233,8 @@ def metrics(snapshot: Snapshot) -> Iterator[Metric]:
         "bytes_received": ("Bytes received", snapshot.bytes_down),
         "refused_messages": ("Messages refused", snapshot.refused),
         "blamed_peers": ("Peers blamed", snapshot.blamed),
+        "recoveries": ("Recovery branches that this peer went along with", snapshot.recoveries),
+        "rollbacks": ("Times that another branch stood and rounds were rolled back", snapshot.rollbacks),
     }
     for name, (text, total) in counters.items():
         yield CounterMetricFamily(f"murmuration_{name}", text, value=total)

@@ -84,10 +84,13 @@ class StateStore:
         leaves: Sequence[bytes],
         chunks: Iterable[bytes | memoryview],
         frames: Sequence[bytes],
+        pinned: Sequence[int] = (),
     ) -> None:
         """Store a certified round: its state's chunks and leaves, and every certified record up to it.
 
-        The caller has checked the certificate. Chain segments that are on disk already are not written again.
+        It is the newest from now on: later rounds on disk are of a branch that was given up, and go once this one is
+        whole. `pinned` rounds stay besides the newest two. The caller has checked the certificate. Chain segments that
+        are on disk already are not written again.
         Raises StorageError when the disk is full or the chunks do not have this root; older rounds stay.
         """
         if merkle.root(leaves) != root:
@@ -98,7 +101,10 @@ class StateStore:
                 size = write_file(partial / "state.bin", _checked(chunks, leaves))
                 write_file(partial / "leaves.bin", leaves)
                 index = {"round": round_number, "root": root.hex(), "run": self.schema.run_id.hex(), "bytes": size}
-                write_index(partial, index | {"segments": segments})
+                write_index(partial, index | {"segments": segments, "pinned": list(pinned)})
+            for number in self.rounds():
+                if number > round_number:
+                    discard(self.folder / "rounds" / _name(number))
             self._prune()
 
     def load_newest(self, certified: Callable[[StoredRound], None] | None = None) -> StoredRound | None:
@@ -133,6 +139,24 @@ class StateStore:
         """Rounds on disk, oldest first."""
         return sorted(int(path.name) for path in (self.folder / "rounds").iterdir() if path.name.isdecimal())
 
+    def root(self, round_number: int) -> bytes | None:
+        """The root of a round on disk, as its index says; None when it is not kept."""
+        try:
+            return bytes.fromhex(self._index(round_number)["root"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def vectors(self, round_number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Parameters and momentum of a round on disk, memory-mapped and not hashed. Raises StorageError."""
+        with storage_errors(self.folder):
+            data = _mapped(self.folder / "rounds" / _name(round_number) / "state.bin")
+        header, size = self.schema.sections[:2]
+        parts = [data[start : start + size].view("<f4") for start in (header, header + size)]
+        return parts[0], parts[1]
+
+    def _index(self, round_number: int) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "rounds" / _name(round_number) / "index.json").read_bytes()))
+
     def chunk(self, round_number: int, index: int) -> bytes | None:
         """A chunk of a kept round straight from disk, for peers that catch up; None when it is not kept."""
         if not 0 <= index < len(self.schema.chunks):
@@ -154,7 +178,7 @@ class StateStore:
 
     def _load(self, number: int) -> StoredRound:
         path = self.folder / "rounds" / _name(number)
-        index = json.loads((path / "index.json").read_bytes())
+        index = self._index(number)
         if index["round"] != number or index["run"] != self.schema.run_id.hex():
             raise StorageError("it belongs to another round or run")
         leaves = _split((path / "leaves.bin").read_bytes())
@@ -177,18 +201,16 @@ class StateStore:
             (self.folder / "rounds" / _name(number)).rename(self.folder / "damaged")
 
     def _prune(self) -> None:
-        """Keep the newest rounds and the chain segments that they refer to."""
+        """Keep the newest rounds, those that the newest one pins, and the chain segments that they refer to."""
         rounds = self.rounds()
-        for number in rounds[:-KEPT_ROUNDS]:
+        try:
+            pinned = self._index(rounds[-1]).get("pinned", []) if rounds else []
+            kept = [number for number in rounds if number in rounds[-KEPT_ROUNDS:] or number in pinned]
+            needed = {name for number in kept for name in self._index(number)["segments"]}
+        except (OSError, ValueError, KeyError):  # damaged: keep everything, the next load sets it aside
+            return
+        for number in set(rounds) - set(kept):
             discard(self.folder / "rounds" / _name(number))
-        needed: set[str] = set()
-        for number in rounds[-KEPT_ROUNDS:]:
-            try:
-                needed |= set(
-                    json.loads((self.folder / "rounds" / _name(number) / "index.json").read_bytes())["segments"]
-                )
-            except (OSError, ValueError, KeyError):  # damaged: keep every segment, the next load sets it aside
-                return
         for path in (self.folder / "chain").iterdir():
             if path.name not in needed:
                 path.unlink()

@@ -16,6 +16,7 @@ from averaging.agreement import (
     Agreement,
     Timeouts,
     Verdict,
+    lock_key,
 )
 from averaging.ballots import (
     NIL,
@@ -377,7 +378,7 @@ def test_an_observer_learns_the_decision_from_votes_alone_and_casts_none(guard: 
     votes = [ballot(i, 0, PRECOMMIT, MINE.hash()) for i in range(3)]
     assert feed(observer, proposal(0, MINE), *votes) == []
     assert observer.decision is not None and observer.decision[0] == MINE
-    assert guard.load_lock(RUN, 1) is None
+    assert guard.load_lock(lock_key(RUN, BEACON), 1) is None
 
 
 def test_gossip_teaches_votes_and_proof_to_who_missed_them(guard: MemoryGuard):
@@ -454,7 +455,7 @@ def test_a_precommit_quorum_for_a_record_that_never_came_waits_for_the_record(gu
 
 def test_the_lock_blob_is_a_message_that_reads_back(guard: MemoryGuard):
     lock(started(KEYS[1], guard))
-    blob = guard.load_lock(RUN, 1)
+    blob = guard.load_lock(lock_key(RUN, BEACON), 1)
     assert blob is not None
     memory = decode_as(Memory, blob)
     assert (memory.locked_view, memory.locked_value, memory.proof[0].view) == (1, MINE.hash(), 0)

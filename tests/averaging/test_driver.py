@@ -15,7 +15,7 @@ from averaging import driver as drivers
 from averaging.actions import CancelTimer, Note, Send, SetTimer
 from averaging.bulk import BulkKind
 from averaging.messages import Unmask
-from averaging.work import Apply, Commit, FetchState, Reduce, Train, Transfer, Upload
+from averaging.work import Apply, Commit, FetchState, Reduce, RolledBack, Train, Transfer, Upload
 from dht.errors import ProtocolError, Refusal, RoundError, StorageError
 from dht.identity import PeerId
 from dht.wire import encode
@@ -283,11 +283,11 @@ async def test_reducing_applying_and_committing(bench: Bench):
     bench.do(Apply(b"sid"))
     await bench.settle()
     assert bench.script.named("applied") == [("applied", b"sid", b"root", 1.5)]
-    record: Any = SimpleNamespace(round=1, sid=b"sid")
+    record: Any = SimpleNamespace(round=1, sid=b"sid", state_root=b"root")
     bench.do(Commit(record, None, b"sid"))  # type: ignore[arg-type]
     await bench.settle()
     assert bench.work.did[-1] == ("commit", 1)
-    assert bench.script.named("holds") == [("holds", 1)]
+    assert bench.script.named("holds") == [("holds", 1, b"root")]
     assert ("settled", 1) in bench.watcher.saw
     # Of a sid that nobody knows any more nothing is done.
     bench.do(Reduce(b"old", (1,)), Apply(b"old"), Upload(b"old", ()))
@@ -308,7 +308,7 @@ async def test_sums_that_are_in_end_training_that_came_too_late(bench: Bench):
 
 
 async def test_a_fetch_that_finds_nothing_is_reported_after_a_while(bench: Bench):
-    record: Any = SimpleNamespace(round=4, sid=b"sid")
+    record: Any = SimpleNamespace(round=4, sid=b"sid", state_root=b"root")
     bench.script.chain = SimpleNamespace(head=record)
     bench.work.found = False
     bench.do(FetchState(record, (OTHER,)))
@@ -318,11 +318,11 @@ async def test_a_fetch_that_finds_nothing_is_reported_after_a_while(bench: Bench
     bench.work.found = True
     bench.do(FetchState(record, (OTHER,)))
     await bench.settle()
-    assert bench.script.named("holds") == [("holds", 4)]
+    assert bench.script.named("holds") == [("holds", 4, b"root")]
 
 
 async def test_a_state_that_is_no_longer_the_newest_is_not_fetched(bench: Bench):
-    older, newer = (SimpleNamespace(round=number, sid=b"") for number in (4, 5))
+    older, newer = (SimpleNamespace(round=number, sid=b"", state_root=b"root") for number in (4, 5))
     bench.script.chain = SimpleNamespace(head=older)
     bench.work.gates["train"] = asyncio.Event()
     bench.do(Train(1))
@@ -332,6 +332,26 @@ async def test_a_state_that_is_no_longer_the_newest_is_not_fetched(bench: Bench)
     bench.do(FetchState(newer, ()))  # type: ignore[arg-type]
     bench.work.gates["train"].set()
     await bench.settle()
+    assert [what[1] for what in bench.work.did if what[0] == "fetch"] == [5]
+
+
+async def test_work_for_a_branch_that_was_left_meanwhile_is_not_reported(bench: Bench):
+    bench.cohort()
+    left: Any = SimpleNamespace(round=7, sid=b"sid", state_root=b"left")
+    stands: Any = SimpleNamespace(round=5, sid=b"", state_root=b"stands")
+    bench.script.chain = SimpleNamespace(head=left)
+    bench.work.gates["commit"] = asyncio.Event()
+    bench.do(Commit(left, None, b"sid"))  # type: ignore[arg-type]
+    await until(lambda: ("commit", 7) in bench.work.did)
+    bench.do(FetchState(left, ()))
+    bench.script.chain = SimpleNamespace(head=stands)
+    bench.do(RolledBack(4, left, stands), FetchState(stands, (OTHER,)))
+    bench.work.gates["commit"].set()
+    await bench.settle()
+    assert ("rolled_back", RolledBack(4, left, stands)) in bench.watcher.saw
+    assert [call for call in bench.watcher.saw if call[0] == "settled"] == [("settled", 5)]
+    # The participant is told which state that was, and takes no notice.
+    assert bench.script.named("holds") == [("holds", 7, b"left"), ("holds", 5, b"stands")]
     assert [what[1] for what in bench.work.did if what[0] == "fetch"] == [5]
 
 

@@ -30,7 +30,19 @@ from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
 from averaging.record import Record
 from averaging.scales import levels
-from averaging.work import AddUp, Apply, Commit, Decided, FetchState, Joined, Reduce, Train, Transfer, Upload
+from averaging.work import (
+    AddUp,
+    Apply,
+    Commit,
+    Decided,
+    FetchState,
+    Joined,
+    Reduce,
+    RolledBack,
+    Train,
+    Transfer,
+    Upload,
+)
 from dht.envelope import Envelope
 from dht.errors import ProtocolError
 from dht.identity import Identity, PeerId
@@ -307,6 +319,8 @@ class Swarm:
                 self.on_event("fetch", peer)
                 self.fetches += 1
                 self._later(peer, self.random.uniform(0.1, 0.5), lambda: self._fetch(peer, record, donors))
+            case RolledBack():
+                self.on_event("rolled back", peer)
             case Decided(record, _, _):
                 self._decided(peer, record)
             case _:
@@ -385,8 +399,15 @@ class Swarm:
         self._later(peer, 0.02, lambda: self._call(peer, lambda p: p.applied(sid, root, 1.5)))
 
     def _hold(self, peer: Peer, record: Record) -> None:
+        chain = peer.participant.chain if peer.participant else None
+        if chain is None or not chain.holds(record):
+            return  # begun on a branch that was left meanwhile
+        if peer.chain is not chain:  # a state is on disk together with the chain that certifies it
+            certified = {r: chain.record(r).state_root for r in peer.states if r <= chain.head.round}
+            peer.states = {r: root for r, root in peer.states.items() if certified.get(r) == root}
+            peer.chain = chain
         peer.states[record.round] = record.state_root
-        self._call(peer, lambda p: p.holds(record.round))
+        self._call(peer, lambda p: p.holds(record.round, record.state_root))
 
     def _fetch(self, peer: Peer, record: Record, donors: tuple[PeerId, ...]) -> None:
         for donor in donors:
@@ -401,7 +422,8 @@ class Swarm:
         self.records.setdefault(record.round, {})[record.hash()] = record
         self.log(f"decided {peer.id.short} {record.round} {record.hash().hex()[:12]}")
         assert peer.participant is not None
-        peer.chain = peer.participant.chain
+        if peer.chain is None or peer.participant.chain is None or peer.participant.chain.holds(peer.chain.head):
+            peer.chain = peer.participant.chain  # another branch replaces it together with its state
         self.on_event("decided", peer)
 
     # --- oracle -------------------------------------------------------------------------------------------------
