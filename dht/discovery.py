@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from hivemind.dht import DHTNode
+from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+from hivemind.p2p import PeerID
 from hivemind.utils import MSGPackSerializer
 
 from dht.clock import Clock
 from dht.errors import ProtocolError, UnreachableError
 from dht.host import Host
 from dht.identity import Identity
-from dht.records import MAX_PER_KEY, PeerRecord, RecordGate, current, key_text, open_record, seal_record
+from dht.records import PeerRecord, RecordGate, current, fitting, key_text, open_record, seal_record
 
 TTL = 120
 """Seconds that an announcement lives; it is renewed at a third of that."""
@@ -26,6 +31,7 @@ DHT_TIMEOUT = 10.0
 START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 3.0
 _log = logging.getLogger(__name__)
+_searching: ContextVar[bool] = ContextVar("searching", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +46,8 @@ class Head:
 class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
     """Lets the DHT store and return nothing but signed peer records in their right place."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._gate = RecordGate(clock)
+    def __init__(self, clock: Clock, run_id: bytes | None = None) -> None:
+        self._gate = RecordGate(clock, b"" if run_id is None else _dht_key(run_id))
 
     def validate(self, record: DHTRecord) -> bool:
         """Called for every record before it is stored here and again for every record that a search returns."""
@@ -52,7 +58,8 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
             found = self._gate.admit(record.key, subkey, frame, record.expiration_time)
             if record.key != _dht_key(found.run):
                 return False
-            self._gate.make_room(record.key, subkey, record.expiration_time)
+            if not _searching.get():  # what a search meets is not kept here
+                self._gate.make_room(record.key, subkey, record.expiration_time, len(record.value))
         except ProtocolError as error:
             _log.debug("a DHT record was refused: %s", error.message)
             return False
@@ -92,21 +99,20 @@ class Discovery:
                     p2p=host.p2p,
                     initial_peers=list(bootstrap) or None,
                     client_mode=client_mode,
-                    record_validator=SignedRecords(clock),
+                    record_validator=SignedRecords(clock, run_id),
                     ensure_bootstrap_success=False,
                     strict=False,
                     cache_refresh_before_expiry=0,
                 )
         except TimeoutError:
             raise UnreachableError("the DHT node did not start", remedy="try again") from None
+        _distrust(node.protocol)
         discovery = cls(node, host, clock)
         discovery._run_id, discovery._identity = run_id or bytes(32), identity
         return discovery
 
     async def join(self, addresses: Sequence[str]) -> int:
         """Make more peers known to our node; returns how many answered. Addresses must have been dialled."""
-        from hivemind.p2p import PeerID
-
         peers = [PeerID.from_base58(address.rsplit("/p2p/", 1)[1]) for address in addresses]
         answers = await asyncio.gather(*(self._node.protocol.call_ping(peer) for peer in peers))
         return sum(answer is not None for answer in answers)
@@ -119,7 +125,7 @@ class Discovery:
         record = PeerRecord(
             run=self._run_id,
             peer=bytes(self._identity.peer_id),
-            addresses=(await self._host.refresh_addresses())[:16],
+            addresses=fitting(await self._host.refresh_addresses()),
             head_round=head.round,
             head_hash=head.hash,
             capacity=head.capacity,
@@ -153,10 +159,15 @@ class Discovery:
         self._announcing = asyncio.get_running_loop().create_task(work())
 
     async def find(self) -> tuple[PeerRecord, ...]:
-        """Valid, current records of the run's other peers, newest first. Their addresses are told to the host."""
+        """Valid, current records of the run's other peers, newest first. Their addresses are told to the host.
+
+        Nodes say themselves until when their answer is good, and hivemind ends a search with the first answer that is
+        good for long enough. Nothing compares as later than NaN, so here all the nearest nodes are asked.
+        """
+        key = key_text(self._run_id)
         try:
             async with asyncio.timeout(DHT_TIMEOUT):
-                found = await self._node.get(key_text(self._run_id), latest=True)
+                found = (await self._node.get_many([key], sufficient_expiration_time=math.nan))[key]
         except TimeoutError:
             return ()
         records = [] if found is None or not isinstance(found.value, dict) else list(self._valid(found.value))
@@ -177,7 +188,7 @@ class Discovery:
 
     def _valid(self, values: dict[Any, Any]) -> list[PeerRecord]:
         records = []
-        for subkey, (frame, _) in list(values.items())[:MAX_PER_KEY]:
+        for subkey, (frame, _) in values.items():
             try:
                 record = open_record(frame, self._clock)
             except (ProtocolError, TypeError):
@@ -189,3 +200,29 @@ class Discovery:
 
 def _dht_key(run_id: bytes) -> bytes:
     return bytes(DHTID.generate(source=key_text(run_id)).to_bytes())
+
+
+def _distrust(protocol: DHTProtocol) -> None:
+    """Make a node survive answers that hivemind believes: of a dictionary with one bad record only that record is
+    dropped (or one record that is from the future on one clock would hide all others), and numbers must be numbers."""
+    find, validate = protocol.call_find, protocol._validate_record
+
+    async def call_find(peer: PeerID, keys: Collection[DHTID]) -> Any:
+        token = _searching.set(True)
+        try:
+            return await find(peer, keys)
+        finally:
+            _searching.reset(token)
+
+    def keep_valid(key: bytes, dictionary: DictionaryDHTValue) -> bool:
+        numbers = (dictionary.maxsize, dictionary.latest_expiration_time)
+        if not all(isinstance(number, int | float) for number in numbers):
+            return False
+        with dictionary.freeze():
+            for subkey, (value, expiration) in list(dictionary.items()):
+                sane = isinstance(value, bytes) and isinstance(expiration, int | float)
+                if not sane or not validate(key, MSGPackSerializer.dumps(subkey), value, expiration):
+                    del dictionary[subkey]
+        return True
+
+    protocol.call_find, protocol._validate_dictionary = call_find, keep_valid

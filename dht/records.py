@@ -6,7 +6,10 @@ the peer signed. Nothing else may be stored, so a node serves any run without kn
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 from dht.clock import Clock
@@ -19,13 +22,17 @@ MAX_TTL = 600
 """Seconds that a record may live at most."""
 CLOCK_SKEW = 30
 """Seconds that an honest clock may be off."""
-RECORD_CAP = 6000
-"""Bytes of a sealed record at most."""
-MAX_PER_KEY = 4096
-"""Records kept under one key at most: strangers can make peer ids for free."""
+RECORD_CAP = 1536
+"""Bytes of a sealed record at most; an honest one has about 500."""
+ADDRESS_BYTES = 1024
+"""Bytes that a record's addresses may take together."""
+BYTES_PER_KEY = 2 << 20
+"""Bytes of records kept under one key at most: a search's answer must fit into one message of the DHT (4 MiB)."""
+FOREIGN_BYTES = 32 << 20
+"""Bytes kept for all other runs together: strangers can make runs and peer ids for free."""
 
 
-@message(tag=0x02, cap=5500)
+@message(tag=0x02, cap=1400)
 @dataclass(frozen=True, slots=True)
 class PeerRecord:
     """Where a peer can be dialled and how far it is; times in Unix seconds, `capacity` in bytes per second."""
@@ -60,6 +67,15 @@ def open_record(frame: bytes, clock: Clock) -> PeerRecord:
 
     A record that ended is still well-formed: `current` tells whether to use it.
     """
+    record = _signed_record(frame)
+    if record.issued > clock.wall() + CLOCK_SKEW:
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a record from the future")
+    return record
+
+
+@lru_cache(maxsize=4096)
+def _signed_record(frame: bytes) -> PeerRecord:
+    """What does not depend on the time. Every search meets the same records again, at each node that keeps them."""
     if len(frame) > RECORD_CAP:
         raise ProtocolError(Refusal.OVERSIZED, f"a record of {len(frame)} bytes")
     envelope = decode_as(Envelope, frame)
@@ -68,10 +84,20 @@ def open_record(frame: bytes, clock: Clock) -> PeerRecord:
         raise ProtocolError(Refusal.WRONG_SENDER, "a record about somebody else")
     if not record.issued < record.expires <= record.issued + MAX_TTL:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a record for {record.expires - record.issued} s")
-    if record.issued > clock.wall() + CLOCK_SKEW:
-        raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a record from the future")
     envelope.check(record.run)  # last, as it costs most
     return record
+
+
+def fitting(addresses: Sequence[str]) -> tuple[str, ...]:
+    """The first addresses that fit into a record."""
+    chosen: list[str] = []
+    for address in addresses[:16]:
+        if (
+            len(address.encode()) <= 256
+            and sum(len(other.encode()) + 3 for other in (*chosen, address)) <= ADDRESS_BYTES
+        ):
+            chosen.append(address)
+    return tuple(chosen)
 
 
 def current(record: PeerRecord, clock: Clock) -> bool:
@@ -85,9 +111,13 @@ class RecordGate:
     Works on what the DHT shows: hashed key, subkey, frame, and the expiration that the DHT will keep it for.
     """
 
-    def __init__(self, clock: Clock, *, most: int = MAX_PER_KEY) -> None:
-        self._clock, self._most = clock, most
-        self._seen: dict[bytes, dict[bytes, float]] = {}
+    def __init__(
+        self, clock: Clock, own: bytes = b"", *, most: int = BYTES_PER_KEY, foreign: int = FOREIGN_BYTES
+    ) -> None:
+        """`own`: the key of the run that this node is in, which no other runs' records crowd out."""
+        self._clock, self._own, self._most, self._foreign = clock, own, most, foreign
+        self._seen: dict[bytes, dict[bytes, tuple[float, int]]] = {}  # key -> subkey -> (end, bytes)
+        self._bytes: Counter[bytes] = Counter()
 
     def admit(self, key: bytes, subkey: bytes, frame: bytes, expiration: float) -> PeerRecord:
         """The record, if it may be stored there. Raises ProtocolError.
@@ -102,12 +132,28 @@ class RecordGate:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, "the DHT was told another end than the record says")
         return record
 
-    def make_room(self, key: bytes, subkey: bytes, expiration: float) -> None:
-        """Count a record about to be kept under `key`. Raises ProtocolError (RATE_LIMITED) when the key is full."""
-        seen = self._seen.setdefault(key, {})
-        if subkey not in seen and len(seen) >= self._most:
-            now = self._clock.wall()
-            self._seen[key] = seen = {name: end for name, end in seen.items() if end > now}
-            if len(seen) >= self._most:
-                raise ProtocolError(Refusal.RATE_LIMITED, f"{self._most} peers under one key")
-        seen[subkey] = max(expiration, seen.get(subkey, 0.0))
+    def make_room(self, key: bytes, subkey: bytes, expiration: float, size: int) -> None:
+        """Count a record of `size` bytes about to be kept under `key`. Raises ProtocolError (RATE_LIMITED) when there
+        is no room for it."""
+        old = self._seen.get(key, {}).get(subkey, (0.0, 0))
+        if not self._fits(key, size - old[1]):
+            for name in list(self._seen):
+                self._forget_ended(name)
+            if not self._fits(key, size - old[1]):
+                raise ProtocolError(Refusal.RATE_LIMITED, f"{self._bytes[key]} bytes of records under one key")
+        kept = self._seen.setdefault(key, {})
+        kept[subkey] = (max(expiration, old[0]), size)
+        self._bytes[key] += size - old[1]
+
+    def _fits(self, key: bytes, more: int) -> bool:
+        foreign = sum(self._bytes.values()) - self._bytes[self._own] if key != self._own else 0
+        return more <= 0 or (self._bytes[key] + more <= self._most and foreign + more <= self._foreign)
+
+    def _forget_ended(self, key: bytes) -> None:
+        now = self._clock.wall()
+        kept = {name: entry for name, entry in self._seen[key].items() if entry[0] > now}
+        self._bytes[key] = sum(size for _, size in kept.values())
+        if kept:
+            self._seen[key] = kept
+        else:
+            del self._seen[key], self._bytes[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from dht.clock import ManualClock
 from dht.envelope import seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity
-from dht.records import CLOCK_SKEW, MAX_TTL, PeerRecord, RecordGate, current, open_record, seal_record
+from dht.records import CLOCK_SKEW, MAX_TTL, PeerRecord, RecordGate, current, fitting, open_record, seal_record
 from dht.wire import encode
 
 RUN = bytes(range(32))
@@ -100,15 +101,36 @@ def test_the_gate_wants_the_right_place_and_the_right_end() -> None:
         assert caught.value.refusal is reason
 
 
+def full(call: Callable[[], None]) -> bool:
+    with pytest.raises(ProtocolError) as caught:
+        call()
+    return caught.value.refusal is Refusal.RATE_LIMITED
+
+
 def test_a_flooded_key_takes_no_more_until_records_end() -> None:
     clock = ManualClock(wall=100.0)
-    gate = RecordGate(clock, most=2)
-    gate.make_room(KEY, b"a", 110.0)
-    gate.make_room(KEY, b"b", 120.0)
-    gate.make_room(KEY, b"a", 115.0)  # a renewal needs no room
-    with pytest.raises(ProtocolError) as caught:
-        gate.make_room(KEY, b"c", 130.0)
-    assert caught.value.refusal is Refusal.RATE_LIMITED
-    gate.make_room(b"another key", b"c", 130.0)
+    gate = RecordGate(clock, most=200)
+    gate.make_room(KEY, b"a", 110.0, 100)
+    gate.make_room(KEY, b"b", 120.0, 100)
+    gate.make_room(KEY, b"a", 115.0, 100)  # a renewal needs no room
+    assert full(lambda: gate.make_room(KEY, b"a", 116.0, 101))
+    assert full(lambda: gate.make_room(KEY, b"c", 130.0, 1))
+    gate.make_room(b"another key", b"c", 130.0, 100)
     clock.advance_to(16.0)
-    gate.make_room(KEY, b"c", 130.0)
+    gate.make_room(KEY, b"c", 130.0, 100)
+
+
+def test_other_runs_do_not_crowd_out_ones_own() -> None:
+    gate = RecordGate(ManualClock(wall=100.0), own=KEY, most=200, foreign=300)
+    for number in range(3):
+        gate.make_room(bytes([number]), b"a", 110.0, 100)
+    assert full(lambda: gate.make_room(b"one more", b"a", 110.0, 1))
+    gate.make_room(KEY, b"a", 110.0, 200)
+    assert full(lambda: gate.make_room(b"one more", b"a", 110.0, 1))
+
+
+def test_the_addresses_that_fit_are_announced() -> None:
+    long = "/dns4/" + "a" * 230 + "/tcp/1"
+    assert fitting(["/ip4/127.0.0.1/tcp/1", "x" * 300, *[long] * 9]) == ("/ip4/127.0.0.1/tcp/1", *[long] * 4)
+    record = replace(RECORD, addresses=fitting([long] * 20), head_round=2**64 - 1, capacity=2**64 - 1)
+    assert open_record(seal_record(ALICE, record), CLOCK) == record
