@@ -336,6 +336,9 @@ class Learner:
         frames = self._frames.up_to(chain, record.round)
         pinned = pinned_rounds(chain, record.round)
         self.store.save(record.round, record.state_root, self.state.leaves(), self.state.chunks(), frames, pinned)
+        for number in self.store.rounds():
+            if self.store.root(number) != chain.state_root(number):
+                self.store.drop(number)  # of a branch that was given up
         self._trainer.set_parameters(self.state.parameters)
         self._folded = False
         self.state.release()

@@ -107,6 +107,11 @@ class StateStore:
                     discard(self.folder / "rounds" / _name(number))
             self._prune()
 
+    def drop(self, round_number: int) -> None:
+        """Remove a round that is not wanted any more. Raises StorageError."""
+        with storage_errors(self.folder):
+            discard(self.folder / "rounds" / _name(round_number))
+
     def load_newest(self, certified: Callable[[StoredRound], None] | None = None) -> StoredRound | None:
         """The newest round whose hashes all hold, or None. Damaged ones are moved aside with a warning.
 

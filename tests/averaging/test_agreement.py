@@ -37,7 +37,7 @@ from averaging.record import Record, found, void_record
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal, StorageError
 from dht.identity import Identity
-from dht.wire import decode_as, encode
+from dht.wire import decode_as, digest, encode
 
 RUN, BEACON = b"r" * 32, b"b" * 32
 _BY_PEER = {key.peer_id: key for key in (Identity(bytes([*[5] * 31, i + 1])) for i in range(5))}
@@ -198,6 +198,34 @@ def lock(machine: Agreement) -> None:
     machine.receive(ballot(2, 0, PRECOMMIT, NIL))
     actions = machine.receive(ballot(3, 0, PRECOMMIT, NIL))
     assert any(isinstance(action, SetTimer) and action.key == (PRECOMMIT_TIMER, 1, 0) for action in actions)
+
+
+def test_on_another_branch_the_same_round_is_another_agreement(guard: MemoryGuard):
+    """A member that was locked in round 1 after one head, and comes to another head's round 1: its lock binds it there
+    only, and in no view does it cast two ballots."""
+    lock(started(KEYS[1], guard))
+    elsewhere = digest("another head")
+    there = Agreement(RUN, 1, COMMITTEE, KEYS[1], elsewhere, guard, validate=valid, propose=lambda: OTHER)
+    there.start()
+    assert there.view == 0
+    value, order = OTHER.hash(), proposers(COMMITTEE, elsewhere)
+
+    def round_of(view: int) -> list[object]:
+        leader = order[view % 4]
+        others = [key for key in KEYS if key is not KEYS[1]]
+        asked = Proposal(1, view, value, 0, encode(OTHER), (), ())
+        proposed = [sign(key, asked) for key in KEYS if key.peer_id == leader and key is not KEYS[1]]
+        return feed(there, *proposed, *(sign(key, Ballot(1, view, PREVOTE, value)) for key in others))
+
+    assert not any(isinstance(body, Ballot) for body in round_of(0)), "it voted in view 0 of the other branch"
+    for key in KEYS:
+        if key is not KEYS[1]:
+            there.receive(sign(key, Ballot(1, 0, PRECOMMIT, NIL)))
+    said_later = said(there.timeout((PRECOMMIT_TIMER, 1, 0))) + round_of(1)
+    assert there.view == 1
+    assert Ballot(1, 1, PREVOTE, value) in said_later and Ballot(1, 1, PRECOMMIT, value) in said_later
+    again = started(KEYS[1], guard, propose=lambda: OTHER)  # back on the first branch it is locked as before
+    assert again._memory.locked_value == MINE.hash()
 
 
 def test_a_locked_member_proposes_what_it_is_locked_on_with_the_proof(guard: MemoryGuard):

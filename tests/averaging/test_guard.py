@@ -121,6 +121,20 @@ def test_the_lock_is_the_last_one_saved(guards):
     assert guards().load_lock(RUN, 7) == b"two"
 
 
+def test_what_was_left_with_a_branch_stays_left(guards):
+    assert guards().forsaken(RUN) == 0
+    guards().forsake(RUN, 7)
+    assert guards().forsaken(RUN) == 7
+    guards().forsake(RUN, 5)
+    assert guards().forsaken(RUN) == 7
+    guards().open_round(RUN, 9, SID)  # before a restart, say
+    guards().forsake(RUN, 8)
+    assert guards().forsaken(RUN) == 9
+    assert guards().forsaken(b"x" * 32) == 0
+    guards().prune(20)
+    assert guards().forsaken(RUN) == 9
+
+
 def test_what_is_pruned_is_refused_not_forgiven(guards):
     for round_ in range(5):
         sid = bytes([round_]) * 32
