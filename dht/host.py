@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 
 CONTROL, BULK, REQUEST, DIRECT = (f"/murmuration/1/{name}" for name in ("control", "bulk", "request", "direct"))
 OPEN_TIMEOUT = 10.0
-MAX_STREAMS = 64
+MAX_STREAMS, MAX_ALL_STREAMS = 64, 1024
+_FEW = 8
+"""Streams of one peer that are not many; honest peers have three, and two requests."""
 CONTROL_RATE, CONTROL_BURST = 2000.0, 8000.0
 _REMEMBERED_PEERS = 4096
 _log = logging.getLogger(__name__)
@@ -301,7 +304,9 @@ class Host:
     async def _admit(
         self, peer: PeerId, sock: socket.socket, serve: Callable[[], Awaitable[ProtocolError | None]]
     ) -> None:
-        if self.bans.banned(peer) or not self._quota.acquire(peer):
+        if self._quota.total >= MAX_ALL_STREAMS:
+            self._close_one()
+        if self.bans.banned(peer) or self._quota.total >= 2 * MAX_ALL_STREAMS or not self._quota.acquire(peer):
             self.counters.refusals[Refusal.RATE_LIMITED] += 1
             sock.close()
             return
@@ -312,18 +317,36 @@ class Host:
         if refused is not None:
             self._refused(peer, refused)
 
+    def _close_one(self) -> None:
+        """Make room for a stream: of whoever has the most the one that was silent longest, else of all of them.
+
+        An honest peer whose stream is closed opens another when it has something to say.
+        """
+        if not self._receivers:
+            return
+        peer, count = Counter(self._receivers.values()).most_common(1)[0]
+        next(lane for lane, other in self._receivers.items() if count <= _FEW or other == peer).close()
+
     async def _receive(
         self, peer: PeerId, protocol: str, sock: socket.socket, leftover: bytes = b"", channel: Channel | None = None
     ) -> ProtocolError | None:
         bucket = self._buckets.setdefault(peer, TokenBucket(self._clock, CONTROL_RATE, CONTROL_BURST))
+        lane: list[Receiver] = []  # it may hear its first frames before it is there
+
+        def heard(frame: memoryview) -> None:
+            if lane and lane[0] in self._receivers:
+                self._receivers[lane[0]] = self._receivers.pop(lane[0])  # silent longest comes first
+            self._deliver(peer, frame)
+
         receiver = Receiver(
             sock,
-            lambda frame: self._deliver(peer, frame),
+            heard,
             leftover=leftover,
             admit=bucket.take if protocol == CONTROL else lambda: 0.0,
             meter=self.counters.of(peer),
             channel=channel,
         )
+        lane.append(receiver)
         self._receivers[receiver] = peer
         try:
             return await receiver.closed

@@ -67,6 +67,11 @@ class StreamQuota:
         self._limit = limit
         self._open: Counter[PeerId] = Counter()
 
+    @property
+    def total(self) -> int:
+        """Streams of all peers together."""
+        return self._open.total()
+
     def acquire(self, peer: PeerId) -> bool:
         """Count one more stream; False (and not counted) when `peer` has its share already."""
         if self._open[peer] >= self._limit:

@@ -1,0 +1,113 @@
+"""Idle streams and slow senders against a real host: they cost a bounded number of places, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from dht.errors import Refusal
+from dht.frames import BULK_CAP, Kind
+from dht.host import BULK, CONTROL, MAX_STREAMS, REQUEST, Host
+from dht.identity import PeerId
+from dht.link import PATIENCE
+
+TAG = b"\xf0"
+# hivemind finds its daemon with importlib.resources.path
+pytestmark = pytest.mark.filterwarnings(r"ignore:path is deprecated:DeprecationWarning:hivemind\.p2p\.p2p_daemon")
+
+StartHost = Callable[..., Awaitable[Host]]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
+
+async def echo(peer: PeerId, frame: memoryview) -> Sequence[bytes]:
+    return [bytes(frame)]
+
+
+async def open_quietly(attacker: Host, victim: Host, protocol: str):
+    """A stream, or None where libp2p itself gives no more."""
+    try:
+        return await asyncio.wait_for(attacker.p2p.open_stream(victim.peer_id, protocol), 10)
+    except Exception:
+        return None
+
+
+async def test_five_hundred_idle_streams_and_slow_senders_hold_nobody_up(start_host: StartHost, until: Until) -> None:
+    """Of one attacker 64 streams are open at most, whatever it does with them; an honest peer's frames all arrive."""
+    host, bad, good = await start_host("host"), await start_host("bad"), await start_host("good")
+    got: list[bytes] = []
+    host.serve(lambda peer, frame: got.append(bytes(frame)), echo)
+    await bad.connect(host.addresses()[0])
+    await good.connect(host.addresses()[0])
+    streams = []
+    for start in range(0, 500, 50):
+        opened = (open_quietly(bad, host, (CONTROL, BULK, REQUEST)[k % 3]) for k in range(start, start + 50))
+        streams += [stream for stream in await asyncio.gather(*opened) if stream is not None]
+    assert len(streams) >= 100
+    await until(lambda: host.counters.refusals[Refusal.RATE_LIMITED] >= len(streams) - MAX_STREAMS)
+    assert host._quota.total <= MAX_STREAMS + 2
+
+    # What is open sends frames of the largest size, byte by byte: announced is not reserved, and blocks nobody.
+    header = struct.pack(">IBBBBQ", BULK_CAP, Kind.FRAME, 0, 0xF0, 0, 1)
+    loop = asyncio.get_running_loop()
+    for stream in streams:
+        stream.setblocking(False)
+    for byte in range(len(header) + 4):
+        part = (header + TAG + bytes(3))[byte : byte + 1]
+        sent = (loop.sock_sendall(stream, part) for stream in streams[:40])
+        await asyncio.gather(*sent, return_exceptions=True)
+        await good.send(host.peer_id, [TAG, bytes([byte])])
+    frames = [TAG + bytes([k]) * 50_000 for k in range(100)]
+    await asyncio.gather(*(good.send(host.peer_id, [frame], bulk=True) for frame in frames))
+    assert await good.request(host.peer_id, [TAG, b"?"], timeout=20) == TAG + b"?"
+    assert [frame for frame in got if len(frame) == 50_001] == frames
+    assert len(got) == len(frames) + len(header) + 4
+    for stream in streams:
+        stream.close()
+
+
+async def test_many_identities_together_take_no_more_than_all_places_and_honest_peers_get_theirs_back(
+    start_host: StartHost, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for six, the stream that was silent longest is closed for a new one, whosever it is."""
+    monkeypatch.setattr("dht.host.MAX_ALL_STREAMS", 6)
+    host, good = await start_host("host"), await start_host("good")
+    bad = [await start_host(f"bad{k}") for k in range(3)]
+    got: list[bytes] = []
+    host.serve(lambda peer, frame: got.append(bytes(frame)), echo)
+    for other in (good, *bad):
+        await other.connect(host.addresses()[0])
+    await good.send(host.peer_id, [TAG, b"first"])
+    streams = []
+    for _ in range(4):
+        for other in bad:
+            streams.append(await other.p2p.open_stream(host.peer_id, CONTROL))
+            await until(lambda: host._quota.total <= 7)
+            await good.send(host.peer_id, [TAG, b"still here"])
+    await until(lambda: len(host._receivers) <= 6)
+    await good.send(host.peer_id, [TAG, b"last"])
+    assert got == [TAG + b"first", *[TAG + b"still here"] * 12, TAG + b"last"]
+    for stream in streams:
+        stream.close()
+
+
+async def test_a_sender_that_stops_in_the_middle_of_a_frame_loses_its_stream(
+    start_host: StartHost, until: Until
+) -> None:
+    assert PATIENCE == 30.0
+    host, bad = await start_host("host"), await start_host("bad")
+    host.serve(lambda peer, frame: None, echo)
+    await bad.connect(host.addresses()[0])
+    stream = await bad.p2p.open_stream(host.peer_id, BULK)
+    stream.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(stream, struct.pack(">IBBBBQ", BULK_CAP, Kind.FRAME, 0, 0xF0, 0, 1))
+    await until(lambda: len(host._receivers) == 1)
+    (receiver,) = host._receivers
+    await until(lambda: receiver.stream._reader.partial)
+    receiver.stream._check_progress()  # its timer would call it after 30 s, and again 30 s later
+    receiver.stream._check_progress()
+    await until(lambda: not host._receivers)
+    stream.close()
