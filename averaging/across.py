@@ -319,6 +319,10 @@ class Across(Coordinating):
             actions += self.cohort.replace_reducer(owner)
         return actions
 
+    def abandon(self) -> list[CohortAction]:
+        """Too many of the committee never saw this roster: no set of cohorts can get a quorum of votes."""
+        return self._fail("the roster reached too few") if self.results is None and self.failed is None else []
+
     def _fail(self, reason: str) -> list[CohortAction]:
         self.failed = Failed(reason, self.cohort.certified is not None, ())
         return [Note(reason)]

@@ -108,8 +108,13 @@ class Cohort(Collecting):
             return self._fail(f"{peer.short} is gone before everybody held shares")
         actions = self._advance()
         if self.certified and self.failed is None and not self.finished:
-            actions += self._stand_in((member,)) + self._advance()
+            actions += self._stand_in((member,)) + self._ask_for_hashes() + self._advance()
         return actions
+
+    def _ask_for_hashes(self) -> list[CohortAction]:
+        """With several cohorts sums stay with their reducers, but others may have seen what a dead one signed."""
+        unbound = () if self.roster.alone else self.sums.unbound
+        return self._broadcast(Missing(self.sid, unbound)) if unbound else []
 
     @property
     def finished(self) -> bool:
@@ -411,7 +416,7 @@ class Cohort(Collecting):
             return self._advance()
         again = SetTimer(self._key("sums", turn + 1), self.params.deadlines.sums)
         self.sums.asked = True
-        ask = self._broadcast(Missing(self.sid, missing)) if self.roster.alone else []
+        ask = self._broadcast(Missing(self.sid, missing))
         self._suspects |= {i for i in late if not self.sums.signed_by(i)}
         return [again, *ask, *self._stand_in(late, turn), *self._advance()]
 
@@ -450,6 +455,8 @@ class Cohort(Collecting):
         self._asked[member] = self._asked.get(member, 0) + 1
         if self._asked[member] > 2 * len(self.peers):
             raise ProtocolError(Refusal.RATE_LIMITED, "asked for sums too often")
+        if not self.roster.alone:
+            return [Send(sender, frame) for frame in self.sums.signed_frames(message.chunks)]
         have = tuple(c for c in message.chunks if self.sums.provable(c))
         hashes: list[CohortAction] = [Send(sender, frame) for frame in self.sums.frames_for(have)]
         return [*hashes, Transfer(self.sid, BulkKind.SUM, have, (sender,))] if have else []

@@ -22,7 +22,7 @@ from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.wire import digest, encode
 
-WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD, MOVED = 0, 1, 2, 3, 4, 5
+WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD, MOVED, FOLLOWS = 0, 1, 2, 3, 4, 5, 6
 _PATIENCE = 3
 """Times that a Join is sent before the next convener's turn."""
 _RELAYS = 2
@@ -72,14 +72,20 @@ class Convening:
         self._seatings: dict[PeerId, Envelope] = {}  # of the last roster that I signed
         self._gone = set(gone)
         self._at: dict[PeerId, int] = {}
+        self._left: dict[PeerId, int] = {}  # who reached an attempt and follows no earlier one
+        self._follows = False
         self.newcomers: set[PeerId] = set()
         """Peers that knocked and are catching up: the window stays open for them until its deadline."""
 
-    def begin(self, attempt: int, tokens: int, missing: tuple[PeerId, ...] = ()) -> list[Action]:
+    def begin(
+        self, attempt: int, tokens: int, missing: tuple[PeerId, ...] = (), *, follows: bool | None = None
+    ) -> list[Action]:
         """Join an attempt, or the next one whose convener is not gone, with fresh keys.
 
         `missing`: who stalled the last one. The committee hears of it, so that nobody waits alone in another attempt.
+        `follows`: I still take part in deciding what the other cohorts of my last roster come to.
         """
+        self._follows = self._follows if follows is None else follows
         attempt = max(attempt, self._reached())
         turns = range(attempt, attempt + len(self.committee))
         able = (turn for turn in turns if convener(self.head, self.committee, turn) not in self._gone)
@@ -107,7 +113,7 @@ class Convening:
         to = self.convener()
         if self.attempt > 0:
             others = [peer for peer in self.committee if peer not in (to, self._identity.peer_id)]
-            moved = self._closed(MOVED)
+            moved = self._closed(FOLLOWS if self._follows else MOVED)
             actions += [Send(peer, moved) for peer in others]
         if to == self._identity.peer_id:
             window = SetTimer(self._key("join"), self.params.deadlines.join)
@@ -148,7 +154,7 @@ class Convening:
         if join.attempt in self._signed or (join.attempt < self.attempt and self.roster is not None):
             return [Send(sender, self._closed(SIGNED))]
         if join.attempt < self.attempt:
-            return [Send(sender, self._closed(MOVED))]
+            return [Send(sender, self._closed(FOLLOWS if self._follows else MOVED))]
         if join.attempt > self.attempt + _MAX_AHEAD:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a Join for attempt {join.attempt}")
         check_join(envelope, self.params.run, self.round, join.attempt, self.head)
@@ -165,7 +171,9 @@ class Convening:
 
     def receive_closed(self, sender: PeerId, message: Closed) -> list[Action]:
         """The convener's answer to my Join: keep waiting, or try a later attempt. Or where another member is."""
-        if message.reason == MOVED and message.round == self.round and sender in self.committee:
+        if message.reason in (MOVED, FOLLOWS) and message.round == self.round and sender in self.committee:
+            if message.reason == MOVED:
+                self._left[sender] = max(message.attempt, self._left.get(sender, 0))
             return self._moved(sender, message.attempt)
         if self.roster is not None or sender != self.convener() or message.round != self.round:
             return []
@@ -186,6 +194,11 @@ class Convening:
         if self.roster is None and 0 <= self.attempt < attempt and sender == self.convener():
             return self.begin(min(attempt, self.attempt + len(self.committee)), self._tokens())
         return self._follow()
+
+    def deserted(self, attempt: int) -> bool:
+        """Whether so many of the committee have left an attempt of several cohorts that nothing can come of it."""
+        gone = sum(reached > attempt for reached in self._left.values())
+        return gone > len(self.committee) - quorum(len(self.committee))
 
     def _reached(self) -> int:
         """The latest attempt that one honest member at least has reached."""

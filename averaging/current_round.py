@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from averaging import aggregate as aggregates
@@ -44,7 +44,10 @@ class CurrentRound:
         urandom: Callable[[int], bytes],
         chain: Chain,
         capacity: int = DEFAULT_CAPACITY,
+        expected: Collection[PeerId] = (),
     ) -> None:
+        """`expected`: who was in the last roster, and will probably be in this one."""
+        self._expected = {*expected, *chain.tip.electors.members()}
         self._capacity = capacity
         self.params, self.number = params, chain.head.round + 1
         self._identity, self._guard, self._urandom, self._chain = identity, guard, urandom, chain
@@ -104,7 +107,7 @@ class CurrentRound:
             self._guard,
             self._urandom,
             self._gone,
-            self._chain.tip.electors.members(),
+            self._expected,
             self._capacity,
         )
         self.convening.newcomers = set(newcomers)
@@ -132,7 +135,8 @@ class CurrentRound:
         if isinstance(message, Join):
             return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
         if isinstance(message, Closed):
-            return self._track(self.convening.receive_closed(sender, message) if self.convening else [])
+            closed = self.convening.receive_closed(sender, message) if self.convening else []
+            return self._track([*closed, *(self.advance() if self.across is not None else [])])
         if isinstance(message, Seating):
             return self._track(self._on_roster(message))
         sid = getattr(message, "sid", b"")
@@ -228,7 +232,8 @@ class CurrentRound:
     # --- roster and cohort --------------------------------------------------------------------------------------
 
     def _on_roster(self, seating: Seating) -> Sequence[ParticipantAction]:
-        if self.convening is None or self.cohort is not None:
+        again = self.across is not None and self.convening is not None and self.convening.roster is None
+        if self.convening is None or self.aggregate is not None or (self.cohort is not None and not again):
             return []
         roster = self.convening.receive_roster(seating)
         if roster is None or self.convening.secrets is None:
@@ -238,6 +243,7 @@ class CurrentRound:
         longest = limits.total(len(roster.peers)) if roster.alone else limits.across(roster.largest) + limits.commit
         actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers)]
         actions += [SetTimer(("give-up", self.number, 0), longest), *self.convening.pass_on(seating)]
+        self.across = None
         if not roster.alone:
             self.across = Across(self.params, self._identity, roster, self.committee, self._guard, self.cohort)
             actions += self.across.start()
@@ -260,16 +266,34 @@ class CurrentRound:
         if self.cohort is None:
             return []
         across = list(self.across.advance()) if self.across is not None else []
+        if self.across is not None and self.convening and self.convening.deserted(self.across.roster.attempt):
+            across += self.across.abandon()
         failed = self._failed()
         if failed is None:
-            return self._track([*across, *self._apply()])
+            return self._track([*across, *self._apply(), *self._join_again()])
         opened = failed.opened or self._guard.has_opened(self.params.run, self.number) is not None
         if opened or self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
             return self._track([*across, *([] if self._attested.given_up else self._give_up())])
         missing = tuple(peer for peer in failed.laggards if peer in self.cohort.peers)
+        joined_again = self.convening.roster is None
         self.cohort = self.across = None
-        begin = self.convening.begin(self.convening.attempt + 1, self.params.weight_cap, missing)
+        if joined_again:
+            return self._track(across)
+        begin = self.convening.begin(self.convening.attempt + 1, self.params.weight_cap, missing, follows=False)
         return self._track([*across, *begin])
+
+    def _join_again(self) -> Sequence[ParticipantAction]:
+        """My cohort failed before it opened anything: I follow the others' totals, and should they fail, too, as when
+        the roster reached few, the next attempt begins without waiting for the end of this one.
+        """
+        cohort, convening = self.cohort, self.convening
+        if cohort is None or cohort.failed is None or cohort.failed.opened or self.aggregate is not None:
+            return []
+        spent = convening is None or convening.attempt + 1 >= self.params.attempts
+        if convening is None or spent or convening.roster is None or convening.roster.sid != cohort.sid:
+            return []
+        missing = tuple(peer for peer in cohort.failed.laggards if peer in cohort.peers)
+        return convening.begin(convening.attempt + 1, self.params.weight_cap, missing, follows=True)
 
     def _failed(self) -> Failed | None:
         """Why this attempt gives no sum. A cohort that fails among others is left out; the attempt goes on."""

@@ -433,7 +433,11 @@ class Participant:
     def _begin(self) -> list[ParticipantAction]:
         assert self.chain is not None
         self._guard.prune(max(0, self.round - _REMEMBERED_ROUNDS))
-        self.current = CurrentRound(self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity)
+        last = self.previous.roster if self.previous is not None else None
+        expected = last.everybody if last is not None and last.round + 1 == self.round else ()
+        self.current = CurrentRound(
+            self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity, expected
+        )
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
         actions = [*self.current.begin(), *self._join()]
         for sender, envelope, frame in self._mailbox.take(self.round):

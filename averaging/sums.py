@@ -120,9 +120,17 @@ class Sums:
 
     def _bound(self, chunk: int) -> bytes | None:
         """The hash of a chunk's sum that is signed by who counts, by its reducer if it signed one."""
+        return self._hashes.get(self._binder(chunk))
+
+    def _binder(self, chunk: int) -> tuple[int, int]:
         reducer = self._duties.reducers[chunk]
         signers = sorted(self._signers.get(chunk, ()), key=lambda author: (author != reducer, author))
-        return next((self._hashes[author, chunk] for author in signers if self._counts(author, chunk)), None)
+        return next(((author, chunk) for author in signers if self._counts(author, chunk)), (-1, chunk))
+
+    def signed_frames(self, chunks: Iterable[int]) -> list[Envelope]:
+        """The signed hash lists that bind these sums, each once, whether the sums themselves are here or not."""
+        frames = {self._frames[key]: None for key in (self._binder(c) for c in chunks) if key in self._frames}
+        return [decode_as(Envelope, frame) for frame in frames]
 
     def leaves(self) -> list[bytes]:
         """Merkle leaves over the signed hashes of all sums. Raises RuntimeError while one is unbound."""
