@@ -54,7 +54,7 @@ class Across(Coordinating):
         self._turn = 0
         self._shipped: set[tuple[int, PeerId]] = set()
         self._added: dict[int, tuple[bytes, Part]] = {}
-        self._early: dict[tuple[BulkKind, int, int], tuple[PeerId, Chunk]] = {}
+        self._early: dict[tuple[PeerId, BulkKind, int, int], Chunk] = {}
         self._wanting: dict[int, set[PeerId]] = defaultdict(set)
         self._asked: dict[PeerId, int] = defaultdict(int)
 
@@ -99,7 +99,7 @@ class Across(Coordinating):
         """Take a part or a total. Raises ProtocolError when it is refused."""
         if sender not in self.roster.everybody or not 0 <= chunk.index < self.params.layout.total_chunks:
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"chunk {chunk.index} from {sender.short}")
-        if self.results is None:
+        if not self.owners.included:
             self._keep_early(sender, chunk)
             return []
         if chunk.kind is BulkKind.PART:
@@ -121,8 +121,8 @@ class Across(Coordinating):
         self._suspects.add(peer)
         if self.failed is not None or self.complete:
             return []
-        actions: list[CohortAction] = [*self._propose()]
-        if self.results is not None:
+        actions: list[CohortAction] = [*self._propose(), *self._after_inclusion()]
+        if self.owners.included:
             lost = [c for c in self.totals.missing if self.owners.owner(self._index, c) == peer]
             actions += self._ask(lost, 0)
             actions += self._complain({peer})
@@ -195,11 +195,11 @@ class Across(Coordinating):
         self.owners.included = tuple(result.cohort for result in self.results)
         actions: list[CohortAction] = [SetTimer(self._key("totals"), self.params.deadlines.sums)]
         early, self._early = self._early, {}
-        for sender, chunk in early.values():
+        for key, chunk in early.items():
             try:
-                actions += self.receive_chunk(sender, chunk)
+                actions += self.receive_chunk(key[0], chunk)
             except ProtocolError as error:
-                actions.append(Note(str(error), sender))
+                actions.append(Note(str(error), key[0]))
         return actions
 
     def _keep_early(self, sender: PeerId, chunk: Chunk) -> None:
@@ -207,11 +207,11 @@ class Across(Coordinating):
         known = chunk.member < len(self.roster.cohorts)
         wanted = chunk.kind is BulkKind.TOTAL or chunk.index in self._mine
         if known and wanted and (sender in self.roster.peers or sender in self.owners.everywhere(chunk.index)):
-            self._early.setdefault((chunk.kind, chunk.member, chunk.index), (sender, chunk))
+            self._early.setdefault((sender, chunk.kind, chunk.member, chunk.index), chunk)
 
     def _ship(self) -> list[CohortAction]:
         """Send the sums that I made to who adds them up, to the next in line where that one is gone."""
-        if self.results is None or self._index not in self.owners.included:
+        if self._index not in self.owners.included:
             return []
         to: dict[PeerId, list[int]] = defaultdict(list)
         for c in self.cohort.sums.authored(self.cohort.me):
@@ -308,7 +308,7 @@ class Across(Coordinating):
         for c in set(chunks) - set(have):
             self._wanting[c].add(sender)
         actions: list[CohortAction] = [Transfer(self.sid, BulkKind.TOTAL, have, (sender,))] if have else []
-        if self.results is None or self._index not in self.owners.included:
+        if self._index not in self.owners.included:
             return actions
         parts = [c for c in message.parts if c < every and sender in self.owners.heads(c)]
         made = set(self.cohort.sums.authored(self.cohort.me))

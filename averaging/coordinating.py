@@ -15,6 +15,7 @@ from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 
+_CLOSING = 0xFF
 RELAYS = 2
 """Members of each cohort that get what everybody needs, and pass it on to the others."""
 
@@ -41,7 +42,7 @@ class Coordinating:
         self._result: Envelope | None = None
         self._voted: bytes | None = None
         self._suspects: set[PeerId] = set()
-        self._late = self._due = self._mine_proposed = self._waiting = False
+        self._late = self._due = self._mine_proposed = self._waiting = self._closing = self._insists = False
         self._message: Included | None = None
         self.results: tuple[Result, ...] | None = None
         """The included cohorts' results, once a quorum's votes for them are here."""
@@ -54,9 +55,9 @@ class Coordinating:
         if self._result is not None:
             return []
         self._result = self._seal(result)
+        self._insists = bool(result.survivors) and not self._closing
         if self.me in self.coordinators:
             self._collected.add(self.me, result, self._result.signature)
-        self._own = result
         return [*self._tell(), SetTimer(self._key("result"), self.params.deadlines.survivors), *self._vote()]
 
     def _tell(self) -> list[Action]:
@@ -92,9 +93,12 @@ class Coordinating:
         return [*[Send(peer, envelope) for peer in voters], *self.on_inclusion(self.me, inclusion)]
 
     def _choice(self, view: int) -> Inclusion:
-        """What some member has voted for, if I know of it, so that its votes are not lost; else all that is proven."""
+        """What some member has voted for, if I know of it, so that its votes are not lost; but never less than what is
+        proven to me.
+        """
+        mine = self._collected.inclusion(view)
         known = self._votes.known.get(self._voted or b"") or next(iter(self._votes.known.values()), None)
-        return replace(known, view=view) if known is not None else self._collected.inclusion(view)
+        return replace(known, view=view) if known is not None and set(mine.results) <= set(known.results) else mine
 
     def on_inclusion(self, sender: PeerId, inclusion: Inclusion) -> list[Action]:
         """A coordinator's proposal, or what another member voted for. Raises ProtocolError."""
@@ -134,10 +138,15 @@ class Coordinating:
         return []
 
     def _fair(self, value: bytes) -> bool:
-        """Whether an inclusion has my cohort in it, if that came to a result; when time is up it may lack it."""
-        frames = self._votes.known[value].results
-        own = self._result.body if self._result is not None else None
-        return self._late or own in frames or (own is not None and self._own.survivors == 0)
+        """Whether an inclusion has my cohort in it, if that came to a sum in good time; or time is over, and a second
+        coordinator says the same.
+        """
+        if self._result is not None and self._result.body in self._votes.known[value].results:
+            return True
+        if self._result is not None and not self._insists:
+            return True
+        agreed = sum(proposed == value for proposed in self._proposed.values())
+        return self._late and (agreed > 1 or self._result is None)
 
     def _cast(self, to: tuple[PeerId, ...]) -> list[Action]:
         assert self._voted is not None
@@ -193,7 +202,9 @@ class Coordinating:
     def _begin(self) -> list[Action]:
         """Start the clock of the whole attempt."""
         limits, place = self.params.deadlines, max(0, self._place())
-        return [SetTimer(self._key("include"), limits.included(self.roster.largest) + place * limits.survivors)]
+        due = limits.included(self.roster.largest)
+        closing = SetTimer(self._key("include", _CLOSING), due - limits.survivors)
+        return [closing, SetTimer(self._key("include"), due + place * limits.survivors)]
 
     def _coordinate_timeout(self, key: TimerKey) -> list[Action]:
         name, turn = key[0], key[2] & 0xFF
@@ -201,6 +212,9 @@ class Coordinating:
             return []
         if name == "result":
             return [*self._tell(), SetTimer(key, self.params.deadlines.survivors)]
+        if turn == _CLOSING:
+            self._closing = True
+            return []
         self._due = True
         if turn == 0:
             self._late = True
