@@ -71,7 +71,7 @@ class Across(Coordinating):
         actions: list[CohortAction] = []
         if self.cohort.failed is not None:
             actions += self.report(self._failure())
-        elif self.cohort.finished:
+        elif self.cohort.finished and self.cohort.audited:
             actions += self.report(result_of(self.cohort, self.cohort.sums.bound_root()))
         return [*actions, *self._after_inclusion(), *self._ship()]
 

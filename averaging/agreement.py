@@ -200,6 +200,11 @@ class Agreement:
         self._may_propose = True
         return self._finish()
 
+    def reconsider(self) -> list[Action]:
+        """What I know has changed so much that all verdicts are asked for again; votes that were cast stay."""
+        self._verdicts.clear()
+        return self.revalidate()
+
     def decision_message(self) -> Envelope:
         """The decision, signed as relayed by me, for anybody who needs it. Raises RuntimeError before there is one."""
         if self.decision is None:

@@ -30,6 +30,8 @@ class Attestations:
         self._envelopes: dict[PeerId, Envelope] = {}
         self.mine: Record | None = None
         self.given_up = False
+        self.refuted: set[bytes] = set()
+        """Sids of which a sum is proven wrong."""
 
     def add(self, sender: PeerId, attest: Attest, envelope: Envelope) -> None:
         """Count a member's one attestation, which `envelope` signs. Raises ProtocolError (EQUIVOCATION, codec)."""
@@ -47,6 +49,8 @@ class Attestations:
     def witnessed(self) -> Record | None:
         """The record that a quorum of the committee attests, if there is one and I know it."""
         for value, record in self._records.items():
+            if record.sid in self.refuted:
+                continue
             if sum(self._of.get(peer) == value for peer in self._committee) >= self._needed:
                 return record
         return None
@@ -69,6 +73,8 @@ class Attestations:
             return Verdict.INVALID
         if record.hash() in self._of.values():
             self._records.setdefault(record.hash(), record)  # a long one comes with a proposal only
+        if record.sid in self.refuted:
+            return Verdict.UNKNOWN_YET  # not invalid: if a quorum prevoted it before it knew, all must follow
         if record in (self.mine, self.witnessed()):
             return Verdict.VALID
         return Verdict.UNKNOWN_YET

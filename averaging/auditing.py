@@ -1,11 +1,60 @@
-"""The audit seed: randomness that nobody knew before all sums were signed (opened from shares dealt in R1)."""
+"""The audit of sums: its seed, which nobody knew before all sums were signed, whom it picks, and what they say.
+
+The seed opens from secrets shared in R1. It picks, for every signed sum, with probability `audit_share` one live
+reducer that is not the sum's author: the auditor. The author, who knows the seed as soon as anybody, shows it the
+survivors' masked inputs without being asked.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
 
 from averaging.dealing import Dealing, Seed
 from averaging.messages import AuditShares
 from dht.errors import ProtocolError, Refusal
-from dht.wire import digest
+from dht.transport import Part
+from dht.wire import U32, Bytes32, Count, digest, message
+
+Entries = Annotated[tuple[U32, ...], Count(0, 16384)]
+"""Signed sums, ascending: the author's index * 65536 + the chunk's."""
+
+
+@message(tag=0x28, cap=200_000)
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What I audited so far: sums that are right, and sums that are wrong or whose inputs nobody showed me.
+
+    `hashes` is the digest over all signed hashes of sums that I hold, so that two stories of one author meet.
+    """
+
+    sid: Bytes32
+    right: Entries
+    doubtful: Entries
+    hashes: Bytes32
+
+
+@message(tag=0x2F, cap=100_000)
+@dataclass(frozen=True, slots=True)
+class Unshown:
+    """The author of these chunks' sums does not show me its inputs: send me those that you hold."""
+
+    sid: Bytes32
+    chunks: Annotated[tuple[U32, ...], Count(1, 16384)]
+
+
+def entry(author: int, chunk: int) -> int:
+    """A signed sum as a number."""
+    return author << 16 | chunk
+
+
+def auditor(seed: bytes, share: float, reducers: tuple[int, ...], author: int, chunk: int) -> int | None:
+    """Who audits an author's sum of a chunk: with probability `share` one of the other live reducers, else nobody."""
+    value = digest("audit-pick", seed, author.to_bytes(2, "big"), chunk.to_bytes(4, "big"))
+    others = [i for i in reducers if i != author]
+    if not others or int.from_bytes(value[:4], "big") >= share * 2**32:
+        return None
+    return others[int.from_bytes(value[4:12], "big") % len(others)]
 
 
 class Audit:
@@ -21,9 +70,9 @@ class Audit:
     def begin(self, survivors: tuple[int, ...]) -> None:
         """The survivors are certified: faster members' shares, kept so far, can be checked. Bad ones are dropped."""
         self._survivors = survivors
-        for sender, message in self._early.items():
+        for sender, shares in self._early.items():
             try:
-                self.add(sender, message)
+                self.add(sender, shares)
             except ProtocolError:
                 continue
         self._early.clear()
@@ -50,3 +99,70 @@ class Audit:
             for dealer in self._survivors
         ]
         self.seed = digest("audit", self._sid, *seeds)
+
+
+class Checks:
+    """One member's view of a sid's audits: who was picked for what, what I must check, what everybody found."""
+
+    def __init__(self, me: int, share: float) -> None:
+        self._me, self.share = me, share
+        self._auditors: dict[tuple[int, int], int | None] = {}
+        self.to_show: list[tuple[int, int]] = []
+        """(chunk, auditor) of my own sums that I have not shown yet."""
+        self.mine: dict[int, set[int]] = {}
+        """Chunks that I check, with the authors whose sums of it I judge."""
+        self.shown: dict[tuple[int, int], Part] = {}
+        """Masked inputs that others showed me, by (uploader, chunk); each equals its manifest."""
+        self.working: set[int] = set()
+        self.truth: dict[int, bytes] = {}
+        self._right: dict[int, set[int]] = {}
+        self.doubtful: set[int] = set()
+        self.said: tuple[set[int], set[int]] | None = None
+        self.early: dict[int, int] = {}
+        """Inputs that each member showed me before I knew the seed."""
+        self.asked: dict[int, int] = {}
+        """How often each member asked me for inputs."""
+        self.compared: set[int] = set()
+        """Members that got the signed hashes that I hold."""
+        self.receipts: set[int] = set()
+        """Members whose receipt was compared with the manifests that I hold."""
+        self._duties: dict[int, set[int]] = {}
+        self._considered: object = None
+
+    def is_new(self, state: object) -> bool:
+        """Whether this is another state of what is signed than the one before."""
+        before, self._considered = self._considered, state
+        return before != state
+
+    def plan(self, seed: bytes, reducers: tuple[int, ...], signed: list[tuple[int, int]]) -> None:
+        """Pick auditors for (author, chunk) pairs whose hashes became known."""
+        for author, chunk in signed:
+            if (author, chunk) in self._auditors:
+                continue
+            chosen = self._auditors[author, chunk] = auditor(seed, self.share, reducers, author, chunk)
+            if chosen is not None:
+                self._duties.setdefault(chosen, set()).add(chunk)
+            if chosen is not None and author == self._me:
+                self.to_show.append((chunk, chosen))
+            if chosen == self._me:
+                self.mine.setdefault(chunk, set()).add(author)
+
+    def auditor(self, author: int, chunk: int) -> int | None:
+        """Who audits this sum; None for nobody, or while it is not known."""
+        return self._auditors.get((author, chunk))
+
+    def audits(self, member: int, chunk: int) -> bool:
+        """Whether a member audits anybody's sum of a chunk."""
+        return chunk in self._duties.get(member, ())
+
+    def heard(self, member: int, message: Audited) -> None:
+        """Keep what an auditor found; only what it was picked for counts."""
+        self._right.setdefault(member, set()).update(message.right)
+        for number in message.doubtful:
+            if self.auditor(number >> 16, number & 0xFFFF) == member:
+                self.doubtful.add(number)
+
+    def settled(self, author: int, chunk: int) -> bool:
+        """Whether nobody was picked for this sum, or its auditor found it right."""
+        chosen = self._auditors.get((author, chunk))
+        return chosen is None or entry(author, chunk) in self._right.get(chosen, ())

@@ -1,6 +1,7 @@
 """Bulk frames: a fixed 39-byte header and the raw bytes of one chunk. No msgpack, no copy.
 
-    0      tag: 0xf0 a masked chunk, 0xf1 a summed chunk, 0xf2 a cohort's sum for another cohort, 0xf3 a total
+    0      tag: 0xf0 a masked chunk, 0xf1 a summed chunk, 0xf2 a cohort's sum for another cohort, 0xf3 a total,
+           0xf4 a masked chunk shown to an auditor
     1..32  sid; of 0xf2 and 0xf3 the round's
     33..34 big-endian index of the member that the chunk belongs to (the uploader, or the author of the sum); of 0xf2
            and 0xf3 the index of the cohort whose member made it
@@ -9,7 +10,7 @@
            0xf3 wide words (`averaging.wide`), and before them a big-endian length of two bytes and the signed
            TotalHash of that length
 
-They carry no signature of their own: a masked chunk is bound by its sender's signed Manifest, a sum by its author's
+They carry no signature of their own: a masked chunk is bound by its uploader's signed Manifest, a sum by its author's
 SumHashes, a cohort's sum by the root that its members signed, a total by its TotalHash.
 """
 
@@ -33,6 +34,7 @@ class BulkKind(IntEnum):
     SUM = 0xF1
     PART = 0xF2
     TOTAL = 0xF3
+    AUDIT = 0xF4
 
 
 @dataclass(frozen=True, slots=True)

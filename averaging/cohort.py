@@ -14,29 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.auditing import Audited, Unshown
 from averaging.bulk import BulkKind, Chunk
-from averaging.collecting import Collecting, Failed
-from averaging.dealing import Seed
-from averaging.messages import (
-    AuditShares,
-    Manifest,
-    Missing,
-    Ready,
-    SumHashes,
-    Unmask,
-)
+from averaging.checking import Checking
+from averaging.dealing import MisdealtError, Seed
+from averaging.messages import Manifest, Missing, Ready, Receipt, SumHashes, Unmask
 from averaging.params import tolerated
 from averaging.reducing import Opening
 from averaging.survivors import bitmap, vote_digest
 from averaging.work import CohortAction, Reduce, Transfer, Upload
-from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 from dht.transport import Part
-from dht.wire import encode
 
 
-class Cohort(Collecting):
+class Cohort(Checking):
     """One member's part in one sid."""
 
     # --- inputs -------------------------------------------------------------------------------------------------
@@ -143,8 +135,20 @@ class Cohort(Collecting):
         if self.failed is not None and not isinstance(message, Missing):
             return []
         self._collect(self.peers.index(sender), message, frame)
-        actions = self._answer(message, sender) if isinstance(message, Missing) else []
-        return actions + self._advance()
+        return self._answer_to(sender, message) + self._advance()
+
+    def _answer_to(self, sender: PeerId, message: object) -> list[CohortAction]:
+        if isinstance(message, Missing):
+            return self._answer(message, sender)
+        if isinstance(message, Unshown):
+            return self._show_all(self.peers.index(sender), message)
+        if isinstance(message, Receipt):
+            return self._show_manifests(self.peers.index(sender), message)
+        return self._compare(self.peers.index(sender), message) if isinstance(message, Audited) else []
+
+    def checked(self, chunks: tuple[int, ...]) -> list[CohortAction]:
+        """The chunks of a `Check` are recomputed."""
+        return self._advance()
 
     def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[CohortAction]:
         """Take a bulk chunk of this sid. Raises ProtocolError when it is refused."""
@@ -158,6 +162,9 @@ class Cohort(Collecting):
         """Whether a step may follow from this chunk: most of thousands only fill a gap."""
         if self._stood_in:
             return True
+        if chunk.kind is BulkKind.AUDIT:
+            survivors = self.certified.survivors if self.certified else ()
+            return len(self._inputs(chunk.index, survivors)) == len(survivors)
         return chunk.kind is BulkKind.MASKED and ("receipt" in self._done or self.inputs.full(member))
 
     def timeout(self, key: TimerKey) -> list[CohortAction]:
@@ -174,6 +181,8 @@ class Cohort(Collecting):
             return self._next_leader(turn)
         if name == "sums" and self.certified and not self.finished:
             return self._late_sums(turn)
+        if name == "audit":
+            return self._audit_timeout(turn) + self._advance()
         return []
 
     # --- steps --------------------------------------------------------------------------------------------------
@@ -203,6 +212,8 @@ class Cohort(Collecting):
                     break  # nothing more leaves an attempt that has failed
         except ProtocolError as error:
             # Only a fault that ends the attempt for everybody surfaces here (a dealer whose seed does not open).
+            if isinstance(error, MisdealtError):
+                self._misdealt(error)
             actions += self._fail(str(error))
         return actions
 
@@ -222,10 +233,12 @@ class Cohort(Collecting):
         return self._broadcast(Ready(self.sid, self._dealing.digests()))
 
     def _step_shared(self) -> list[CohortAction]:
-        if not self._once("shares", "ready" in self._done and len(self._ready) == len(self.peers)):
+        if "shares" in self._done or "ready" not in self._done or len(self._ready) < len(self.peers):
             return []
         if len(set(self._ready.values())) > 1:
-            return self._fail("a dealer showed different hash lists to different members", self._disputing())
+            apart = self._tell_apart()
+            return [*apart, *self._fail("a dealer showed different hash lists to different members", self._disputing())]
+        self._done.add("shares")
         return [CancelTimer(self._key("shares"))]
 
     def _disputing(self) -> set[int]:
@@ -386,23 +399,6 @@ class Cohort(Collecting):
         others = tuple(peer for i, peer in enumerate(self.peers) if i != self.me)
         return [Transfer(self.sid, BulkKind.SUM, mine, others)] if mine else []
 
-    def _step_audit(self) -> list[CohortAction]:
-        if self.certified is None or self.audit_seed is not None:
-            return []
-        if "audit" not in self._done and not self.sums.all_signed:
-            return []
-        actions: list[CohortAction] = []
-        if self._once("audit", True):
-            shares = tuple(self._dealing.share(Seed.AUDIT, i) for i in self.certified.survivors)
-            actions = self._broadcast(AuditShares(self.sid, shares))
-        self._audit.try_open()
-        return actions
-
-    @property
-    def audit_seed(self) -> bytes | None:
-        """32 bytes that nobody knew before all sums were signed; None until t members opened them."""
-        return self._audit.seed
-
     # --- when a reducer dies ------------------------------------------------------------------------------------
 
     def _late_sums(self, turn: int) -> list[CohortAction]:
@@ -460,26 +456,3 @@ class Cohort(Collecting):
         have = tuple(c for c in message.chunks if self.sums.provable(c))
         hashes: list[CohortAction] = [Send(sender, frame) for frame in self.sums.frames_for(have)]
         return [*hashes, Transfer(self.sid, BulkKind.SUM, have, (sender,))] if have else []
-
-    # --- small change -------------------------------------------------------------------------------------------
-
-    def _key(self, name: str, turn: int = 0) -> TimerKey:
-        return (name, self.roster.round, self.roster.attempt << 8 | turn)
-
-    def _seal(self, message: object) -> Envelope:
-        return seal(self._identity, self.params.run, self.roster.round, message)
-
-    def _broadcast(self, message: object) -> list[CohortAction]:
-        """Sign once, send to all others, and take it as my own, too."""
-        envelope = self._seal(message)
-        self._collect(self.me, message, encode(envelope))
-        return [Send(peer, envelope) for i, peer in enumerate(self.peers) if i != self.me]
-
-    def _fail(self, reason: str, named: set[int] | None = None) -> list[CohortAction]:
-        """End the attempt; `named` are at fault, else whoever I still waited for."""
-        # Who is not ready may itself wait for one whose shares I miss, too: name the cause, not all who suffer from it.
-        unready = set(range(len(self.peers))) - set(self._ready) - {self.me}
-        early = set() if "shares" in self._done or self._suspects else set(self._dealing.missing) or unready
-        laggards = tuple(self.peers[i] for i in sorted(early | self._suspects if named is None else named))
-        self.failed = Failed(reason, "certified" in self._done, laggards)
-        return [Note(reason)]

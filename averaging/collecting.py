@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakMethod
 
-from averaging.auditing import Audit
+from averaging.auditing import Audit, Audited, Checks, Unshown
 from averaging.bulk import BulkKind, Chunk
 from averaging.dealing import Dealing
 from averaging.guard import Guard
@@ -22,6 +22,7 @@ from averaging.messages import (
     Missing,
     Ready,
     Receipt,
+    Seating,
     Shares,
     SumHashes,
     Survivors,
@@ -31,11 +32,13 @@ from averaging.messages import (
 from averaging.params import RunParams, threshold, tolerated
 from averaging.reducing import Duties, Inputs, Opening
 from averaging.roster import CheckedRoster
+from averaging.statements import Statements
 from averaging.sums import Sums
 from averaging.survivors import Certified, SurvivorCertificate
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.transport import Part
+from dht.wire import encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,12 @@ class Collecting:
             self.layout, self.duties, lambda author, chunk: (ask := counts()) is not None and ask(author, chunk)
         )
         self._audit = Audit(self.sid, self._dealing, self.threshold)
+        self.checks = Checks(self.me, params.audit_share)
+        self.said = Statements()
+        self.seating: Seating | None = None
+        """The roster as its convener signed it: evidence needs it."""
+        self.proofs: list[bytes] = []
+        """Evidence found here that nobody took yet."""
         self._ready: dict[int, tuple[bytes, ...]] = {}
         self._unmasks: dict[int, Unmask] = {}
         self._masked: dict[int, tuple[Part, bytes]] = {}
@@ -100,6 +109,8 @@ class Collecting:
         """Keep a bulk chunk that a member sent. Raises ProtocolError."""
         if chunk.kind is BulkKind.SUM:
             self.sums.add(chunk.index, chunk.member, chunk.data, from_author=chunk.member == member)
+        elif chunk.kind is BulkKind.AUDIT:
+            self._collect_shown(member, chunk)
         elif chunk.member != member:
             raise ProtocolError(Refusal.WRONG_SENDER, f"a masked chunk of member {chunk.member}")
         elif "receipt" not in self._done:
@@ -109,8 +120,21 @@ class Collecting:
         else:
             self._take_late(member, chunk)
 
+    def _collect_shown(self, sender: int, chunk: Chunk) -> None:
+        raise ProtocolError(Refusal.UNEXPECTED, "nothing is audited here")
+
     def _collect(self, sender: int, message: object, frame: bytes) -> None:
         """Keep a message that a member signed in the envelope `frame`. Raises ProtocolError."""
+        try:
+            self._keep(sender, message, frame)
+        except ProtocolError as error:
+            found = self.said.contradicted(self.peers[sender], message, frame)
+            if error.refusal is Refusal.EQUIVOCATION and found is not None:
+                self.proofs.append(encode(found))
+            raise
+        self.said.keep(self.peers[sender], message, frame)
+
+    def _keep(self, sender: int, message: object, frame: bytes) -> None:
         if isinstance(message, Shares):
             self._dealing.receive(sender, message)
         elif isinstance(message, Ready):
@@ -135,7 +159,9 @@ class Collecting:
             self.sums.add_hashes(sender, message, frame)
         elif isinstance(message, AuditShares):
             self._audit.add(sender, message)
-        elif not isinstance(message, Missing):
+        elif isinstance(message, Audited):
+            self.checks.heard(sender, message)
+        elif not isinstance(message, Missing | Unshown):
             raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} in a cohort")
 
     def _take_late(self, member: int, chunk: Chunk) -> None:

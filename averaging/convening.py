@@ -20,7 +20,7 @@ from averaging.roster import CheckedRoster, check_join, check_roster, convener, 
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-from dht.wire import digest, encode
+from dht.wire import decode_as, digest, encode
 
 WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD, MOVED, FOLLOWS = 0, 1, 2, 3, 4, 5, 6
 _PATIENCE = 3
@@ -51,9 +51,11 @@ class Convening:
         gone: Iterable[PeerId] = (),
         expected: Collection[PeerId] = (),
         capacity: int = DEFAULT_CAPACITY,
+        accused: Iterable[PeerId] = (),
     ) -> None:
         """`gone`: peers that cannot be reached; nobody waits for them. `expected`: who was in the last sum, and is
-        waited for besides the committee. `capacity` is what I declare of my connection (see `Join`).
+        waited for besides the committee. `capacity` is what I declare of my connection (see `Join`). `accused`: proven
+        liars, who are left out.
         """
         self.params, self.round, self.head, self.committee = params, round_, head, committee
         self._identity, self._guard, self._urandom = identity, guard, urandom
@@ -71,6 +73,7 @@ class Convening:
         self._signed: set[int] = set()
         self._seatings: dict[PeerId, Envelope] = {}  # of the last roster that I signed
         self._gone = set(gone)
+        self.accused = set(accused)
         self._at: dict[PeerId, int] = {}
         self._left: dict[PeerId, int] = {}  # who reached an attempt and follows no earlier one
         self._follows = False
@@ -88,7 +91,8 @@ class Convening:
         self._follows = self._follows if follows is None else follows
         attempt = max(attempt, self._reached())
         turns = range(attempt, attempt + len(self.committee))
-        able = (turn for turn in turns if convener(self.head, self.committee, turn) not in self._gone)
+        skipped = self._gone | self.accused
+        able = (turn for turn in turns if convener(self.head, self.committee, turn) not in skipped)
         self.attempt, self.roster = next(able, attempt), None
         self.secrets = MemberSecrets.generate(self._urandom)
         public = self.secrets.public()
@@ -138,6 +142,15 @@ class Convening:
             return self.begin(self.attempt + 1, self._tokens(), ())
         return self._maybe_sign(deadline=False)
 
+    def accuse(self, peer: PeerId) -> list[Action]:
+        """A peer is proven a liar: its Join goes into no roster of mine, and its turn as convener is skipped."""
+        self.accused.add(peer)
+        if self.roster is not None:
+            return []
+        if self.attempt >= 0 and peer == self.convener():
+            return self.begin(self.attempt + 1, self._tokens(), ())
+        return self._maybe_sign(deadline=False)
+
     def trust(self, peer: PeerId) -> None:
         """The peer was heard again."""
         self._gone.discard(peer)
@@ -151,6 +164,8 @@ class Convening:
         if self._joins.get(join.attempt, {}).get(sender) == envelope:
             known = join.attempt in self._signed and sender in self._seatings
             return [Send(sender, self._seatings[sender])] if known else []
+        if sender in self.accused:
+            return [Send(sender, self._closed(LAGGARD))]
         if join.attempt in self._signed or (join.attempt < self.attempt and self.roster is not None):
             return [Send(sender, self._closed(SIGNED))]
         if join.attempt < self.attempt:
@@ -166,6 +181,8 @@ class Convening:
         """A convener's roster. Raises ProtocolError when it is refused; None when I have one for this attempt."""
         if self._join is None or self.roster is not None:
             return None
+        if decode_as(Envelope, seating.roster).sender in self.accused:
+            raise ProtocolError(Refusal.UNEXPECTED, "a roster by a proven liar")
         self.roster = check_roster(seating, self.params, self.round, self.head, self.committee, self._join)
         return self.roster
 
@@ -258,7 +275,8 @@ class Convening:
         that a laggard itself names: it may have waited for that peer's shares, and one of the two is at fault.
         """
         present = self._joins.get(self.attempt, {})
-        joins = {peer: join for peer, join in present.items() if self._at.get(peer, 0) <= self.attempt}
+        here = {peer: join for peer, join in present.items() if self._at.get(peer, 0) <= self.attempt}
+        joins = {peer: join for peer, join in here.items() if peer not in self.accused}
         voices = [peer for peer in joins if peer in self.committee]
         named = Counter(peer for other in voices for peer in self._missing[other])
         laggards = [peer for peer in joins if 2 * named[peer] > len(voices)]
@@ -282,7 +300,7 @@ class Convening:
         if not deadline and any(self._awaited(peer, present) for peer in (*self._expected, *self.newcomers)):
             return []
         joins = self._eligible()
-        waiting_for = (self._expected | self.newcomers) - self._gone - set(joins)
+        waiting_for = (self._expected | self.newcomers) - self._gone - self.accused - set(joins)
         if mine not in joins or (not deadline and (waiting_for or not self._enough(joins))):
             return []
         if not self._enough(joins):
@@ -294,7 +312,7 @@ class Convening:
         return self._sign(joins)
 
     def _awaited(self, peer: PeerId, present: Collection[PeerId]) -> bool:
-        return peer not in present and peer not in self._gone
+        return peer not in present and peer not in self._gone and peer not in self.accused
 
     def _sign(self, joins: dict[PeerId, Envelope]) -> list[Action]:
         roster = make_roster(self.round, self.attempt, self.head, joins)

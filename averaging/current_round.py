@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from averaging import aggregate as aggregates
@@ -17,11 +17,14 @@ from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
 from averaging.convening import DEFAULT_CAPACITY, Convening
+from averaging.evidence import TWO_ROSTERS, WRONG_SUM, Proof
 from averaging.guard import Guard
 from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
 from averaging.params import MAX_MEMBERS, RunParams, honest_witness
 from averaging.record import LOSS_SCALE, ZERO, Record
 from averaging.recovery import Present, Recover, Recovery
+from averaging.roster import convener
+from averaging.witness import Witness
 from averaging.work import Apply, Decided, Joined, ParticipantAction, Train
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError
@@ -45,6 +48,7 @@ class CurrentRound:
         chain: Chain,
         capacity: int = DEFAULT_CAPACITY,
         expected: Collection[PeerId] = (),
+        accused: Iterable[PeerId] = (),
     ) -> None:
         """`expected`: who was in the last roster, and will probably be in this one."""
         self._expected = {*expected, *chain.tip.electors.members()}
@@ -66,6 +70,10 @@ class CurrentRound:
         self._informed: dict[PeerId, int] = {}
         self._agreeing = False
         self._held: tuple[Record, Certificate] | None = None
+        self._computed: Record | None = None
+        self._accused = set(accused)
+        self._witness = Witness(params.run, self.number, chain.beacon, self.committee)
+        self._accusations = 0
         self.timers: dict[TimerKey, None] = {}
         self.recovery = Recovery(params.run, identity, chain.head, self.committee, params.recovery_after)
         commit = params.deadlines.commit
@@ -109,6 +117,7 @@ class CurrentRound:
             self._gone,
             self._expected,
             self._capacity,
+            accused=self._accused,
         )
         self.convening.newcomers = set(newcomers)
         return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])
@@ -130,6 +139,7 @@ class CurrentRound:
         if isinstance(message, _AGREEMENT):
             return self._track(self._on_agreement(sender, envelope, message))
         if isinstance(message, Attest):
+            self._witness.compare(sender, message, frame)
             self._attested.add(sender, message, envelope)
             return self._track([*self.agreement.revalidate(), *self._after_agreement()])
         if isinstance(message, Join):
@@ -144,7 +154,7 @@ class CurrentRound:
             return self._track([*self.across.receive(sender, message, envelope), *self.advance()])
         if self.cohort is None or sid != self.cohort.sid:
             self._keep_early(sender, message, frame)
-            return []
+            return self._show_seating(sender, message)
         return self._track([*self.cohort.receive(sender, message, frame), *self.advance()])
 
     def timeout(self, key: TimerKey) -> Sequence[ParticipantAction]:
@@ -175,13 +185,23 @@ class CurrentRound:
 
     def applied(self, state_root: bytes, loss: float) -> Sequence[ParticipantAction]:
         """The next state's root is known: attest the record that follows from it."""
-        if self.aggregate is None or self._attested.mine is not None:
+        if self.aggregate is None or self._failed() is not None or self._computed is not None:
             return []
-        record = self._make_record(self.aggregate, state_root, loss)
-        self._attested.mine = record
+        record = self._computed = self._make_record(self.aggregate, state_root, loss)
         if self._held is not None:
+            self._attested.mine = record
             self.outcome = self._held
             return []
+        return self._track(self._attest())
+
+    def _attest(self) -> list[ParticipantAction]:
+        """Say what I computed, once all sums behind it that are audited were found right."""
+        record, cohort = self._computed, self.cohort
+        if record is None or cohort is None or self._attested.mine is not None:
+            return []
+        if self.across is None and not cohort.audited:  # among others, only audited cohorts have a result
+            return []
+        self._attested.mine = record
         frame = encode(record)
         attest = Attest(self.number, record.hash(), frame if len(frame) <= ATTESTED_CAP else b"")
         envelope = seal(self._identity, self.params.run, self.number, attest)
@@ -189,7 +209,7 @@ class CurrentRound:
         mine = self._identity.peer_id
         sends = [Send(peer, envelope) for peer in self.committee if mine in self.committee and peer != mine]
         timer = SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit)
-        return self._track([*sends, timer, *self._agree()])
+        return [*sends, timer, *self._agree()]
 
     def rejected(self) -> Sequence[ParticipantAction]:
         """The cohort's sums are not to be applied: nobody honest attests them, so the round will be void."""
@@ -223,24 +243,64 @@ class CurrentRound:
 
     def _keep_early(self, sender: PeerId, message: object, frame: bytes) -> None:
         """Shares may overtake the roster. Nothing else can: the next step needs the shares that I will deal."""
+        if self._witness.is_past(message):
+            return self._witness.compare(sender, message, frame)
         crowded = sender not in self._early and sender not in self.committee and len(self._early) >= MAX_MEMBERS
         if isinstance(message, Shares) and crowded:
             return
         if isinstance(message, Shares):
             self._early.setdefault(sender, deque(maxlen=_EARLY_SIDS)).append((message, frame))
 
+    # --- liars ----------------------------------------------------------------------------------------------------
+
+    def take_proofs(self) -> list[bytes]:
+        """Evidence found since the last call."""
+        for known in self.agreement.evidence[self._accusations :]:
+            self._accusations += 1
+            self._witness.compare_ballots(known.first, known.second)
+        return self._witness.take(self.cohort)
+
+    def accuse(self, proof: Proof) -> Sequence[ParticipantAction]:
+        """A peer is proven a liar: leave it out, and refuse what its lie has spoiled."""
+        self._accused.add(proof.accused)
+        actions: list[ParticipantAction] = []
+        if self.convening is not None:
+            actions += self.convening.accuse(proof.accused)
+        cohort = self.cohort
+        if proof.round == self.number and proof.kind == WRONG_SUM:
+            self._attested.refuted.add(proof.sid)
+            actions += [*self.agreement.reconsider(), *self._after_agreement()]
+            if cohort is None:
+                actions += self._give_up()
+            elif cohort.sid == proof.sid:
+                actions += cohort.give_up(proof.text)
+        elif cohort is not None and cohort.certified is None and proof.kind == TWO_ROSTERS:
+            spoiled = convener(self._chain.beacon, self.committee, cohort.roster.attempt) == proof.accused
+            actions += cohort.give_up(proof.text) if spoiled else []
+        return self._track([*actions, *self.advance()])
+
+    def _show_seating(self, sender: PeerId, message: object) -> list[ParticipantAction]:
+        seating = self._witness.disagrees(sender, message, self.cohort)
+        if seating is None:
+            return []
+        return [Send(sender, seal(self._identity, self.params.run, self.number, seating))]
+
     # --- roster and cohort --------------------------------------------------------------------------------------
 
     def _on_roster(self, seating: Seating) -> Sequence[ParticipantAction]:
+        self._witness.compare_roster(seating, self.convening.attempt + 1 if self.convening else 0)
         again = self.across is not None and self.convening is not None and self.convening.roster is None
         if self.convening is None or self.aggregate is not None or (self.cohort is not None and not again):
             return []
         roster = self.convening.receive_roster(seating)
         if roster is None or self.convening.secrets is None:
             return []
+        if self.cohort is not None:
+            self._witness.bury(self.cohort)
         self.cohort = Cohort(self.params, self._identity, roster, self.convening.secrets, self._guard, self._urandom)
         limits = self.params.deadlines
         longest = limits.total(len(roster.peers)) if roster.alone else limits.across(roster.largest) + limits.commit
+        self._witness.watch(self.cohort, seating)
         actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers)]
         actions += [SetTimer(("give-up", self.number, 0), longest), *self.convening.pass_on(seating)]
         self.across = None
@@ -257,6 +317,8 @@ class CurrentRound:
                     actions += self.cohort.receive(sender, message, frame)
                 except ProtocolError as error:
                     actions.append(Note(str(error), sender))
+            else:
+                actions += self._show_seating(sender, message)
         for peer in sorted(self._gone):
             actions += self.cohort.suspect(peer)
         return [*actions, *self.advance()]
@@ -270,12 +332,13 @@ class CurrentRound:
             across += self.across.abandon()
         failed = self._failed()
         if failed is None:
-            return self._track([*across, *self._apply(), *self._join_again()])
+            return self._track([*across, *self._apply(), *self._attest(), *self._join_again()])
         opened = failed.opened or self._guard.has_opened(self.params.run, self.number) is not None
         if opened or self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
             return self._track([*across, *([] if self._attested.given_up else self._give_up())])
         missing = tuple(peer for peer in failed.laggards if peer in self.cohort.peers)
         joined_again = self.convening.roster is None
+        self._witness.bury(self.cohort)
         self.cohort = self.across = None
         if joined_again:
             return self._track(across)
@@ -377,7 +440,7 @@ class CurrentRound:
         record, certificate = self.agreement.decision
         cohort = self.cohort
         sums_due = cohort is not None and cohort.roster.round_sid == record.sid and self._failed() is None
-        if not record.void and self._attested.mine is None and sums_due:
+        if not record.void and self._computed is None and sums_due:
             # The others were faster, and my sums are on their way: cheaper than fetching the whole state.
             self._held = (record, certificate)
             return [SetTimer(("fetch", self.number, 0), self.params.deadlines.sums)]
@@ -394,7 +457,7 @@ class CurrentRound:
 
     def adoptable(self, record: Record) -> bool:
         """Whether the certified record is the one whose state I computed myself."""
-        return not record.void and record == self._attested.mine
+        return not record.void and record == self._computed
 
     def decided(self, record: Record, certificate: Certificate) -> Decided:
         """The report of this round's end."""

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from averaging import shamir
 from averaging.keys import MemberSecrets, check_audit_seed, check_mask_seed, check_self_seed
-from averaging.messages import Shares
+from averaging.messages import Join, Shares
 from averaging.roster import CheckedRoster
 from averaging.sealing import open_shares, seal_shares
 from dht.errors import ProtocolError, Refusal
@@ -28,7 +28,25 @@ class Seed(IntEnum):
     AUDIT = 2  # r: opened once all sums are signed
 
 
-def _commit(sid: bytes, seed: Seed, dealer: int, holder: int, share: bytes) -> bytes:
+class MisdealtError(ProtocolError):
+    """Shares that all were as their dealer committed to them open another seed than it published."""
+
+    def __init__(self, message: str, seed: Seed, dealer: int, shares: Mapping[int, bytes]) -> None:
+        super().__init__(Refusal.BAD_SHARE, message)
+        self.seed, self.dealer, self.shares = seed, dealer, dict(shares)
+
+
+def fits(seed: Seed, value: bytes, join: Join) -> bool:
+    """Whether an opened seed is the one behind a member's published key or commitment."""
+    if seed is Seed.MASK:
+        return check_mask_seed(value, join.mask_key)
+    if seed is Seed.SELF:
+        return check_self_seed(value, join.self_commitment)
+    return check_audit_seed(value, join.audit_commitment)
+
+
+def share_digest(sid: bytes, seed: Seed, dealer: int, holder: int, share: bytes) -> bytes:
+    """What a dealer's list holds of one share, 32 bytes."""
     return digest("share", sid, bytes([seed, dealer, holder]), share)
 
 
@@ -42,7 +60,9 @@ class Dealing:
         count = len(roster.members)
         self._dealt = [shamir.split(seed, threshold, count, urandom) for seed in (secrets.a, secrets.b, secrets.r)]
         own = tuple(
-            _commit(roster.sid, kind, me, holder, self._dealt[kind][holder]) for kind in Seed for holder in range(count)
+            share_digest(roster.sid, kind, me, holder, self._dealt[kind][holder])
+            for kind in Seed
+            for holder in range(count)
         )
         self._commitments: dict[int, tuple[bytes, ...]] = {me: own}
         self._held: dict[int, tuple[bytes, ...]] = {me: tuple(self._dealt[kind][me] for kind in Seed)}
@@ -70,7 +90,7 @@ class Dealing:
         shares = tuple(plain[kind * SHARE_BYTES : (kind + 1) * SHARE_BYTES] for kind in Seed)
         for kind in Seed:
             if (
-                _commit(self._roster.sid, kind, dealer, self._me, shares[kind])
+                share_digest(self._roster.sid, kind, dealer, self._me, shares[kind])
                 != message.commitments[kind * count + self._me]
             ):
                 raise ProtocolError(Refusal.BAD_SHARE, "a share that differs from its hash")
@@ -94,12 +114,12 @@ class Dealing:
     def is_share(self, seed: Seed, dealer: int, holder: int, share: bytes) -> bool:
         """Whether `share` is what `dealer` dealt to `holder`."""
         expected = self._commitments[dealer][seed * len(self._roster.members) + holder]
-        return _commit(self._roster.sid, seed, dealer, holder, share) == expected
+        return share_digest(self._roster.sid, seed, dealer, holder, share) == expected
 
     def open(self, seed: Seed, dealer: int, shares: Mapping[int, bytes]) -> bytes:
         """Reconstruct a 31-byte seed from checked shares (holder index -> share).
 
-        Raises ProtocolError (BAD_SHARE) when it does not fit the dealer's public key or commitment: all shares
+        Raises MisdealtError when it does not fit the dealer's public key or commitment: all shares
         were as dealt, so the dealer is at fault.
         """
         join = self._roster.members[dealer].join
@@ -107,13 +127,7 @@ class Dealing:
         try:
             value = shamir.combine(chosen)
         except ValueError as error:
-            raise ProtocolError(Refusal.BAD_SHARE, f"member {dealer} dealt shares of nothing: {error}") from None
-        if seed is Seed.MASK:
-            fits = check_mask_seed(value, join.mask_key)
-        elif seed is Seed.SELF:
-            fits = check_self_seed(value, join.self_commitment)
-        else:
-            fits = check_audit_seed(value, join.audit_commitment)
-        if not fits:
-            raise ProtocolError(Refusal.BAD_SHARE, f"member {dealer} dealt shares of another seed")
+            raise MisdealtError(f"member {dealer} dealt shares of nothing: {error}", seed, dealer, chosen) from None
+        if not fits(seed, value, join):
+            raise MisdealtError(f"member {dealer} dealt shares of another seed", seed, dealer, chosen)
         return value

@@ -17,6 +17,7 @@ from averaging.aggregate import Aggregate
 from averaging.bulk import BulkKind, is_bulk, parse
 from averaging.chain import Chain
 from averaging.cohort import Cohort
+from averaging.evidence import Proof
 from averaging.layout import RingArray
 from averaging.participant import Participant
 from averaging.plausible import ImplausibleSumError
@@ -24,6 +25,8 @@ from averaging.record import Record
 from averaging.work import (
     AddUp,
     Apply,
+    Blame,
+    Check,
     Commit,
     Decided,
     FetchState,
@@ -31,6 +34,7 @@ from averaging.work import (
     ParticipantAction,
     Reduce,
     RolledBack,
+    Show,
     Train,
     Transfer,
     Upload,
@@ -111,6 +115,10 @@ class Observer(Protocol):
 
     def rolled_back(self, event: RolledBack) -> None:
         """Another branch of the run stands; its state is fetched next."""
+        ...
+
+    def blamed(self, proof: Proof, evidence: bytes) -> None:
+        """Somebody is proven a liar; `evidence` is the frame to keep."""
         ...
 
     def note(self, text: str, peer: PeerId | None) -> None:
@@ -203,6 +211,7 @@ class Driver:
                 self._perform(self.participant.receive(sender, frame))
         except ProtocolError as error:
             self._observer.note(error.message, sender)
+            self._feed(self.participant.findings)
             if error.refusal not in _BENIGN:
                 raise
         except MurmurationError as error:
@@ -250,6 +259,8 @@ class Driver:
                     timer.cancel()
             case Note(text, peer):
                 self._observer.note(text, peer)
+            case Blame(proof, evidence):
+                self._observer.blamed(proof, evidence)
             case Joined():
                 self._observer.joined(action)
                 self._observer.step(action.round, action.attempt, "shares")
@@ -277,6 +288,10 @@ class Driver:
                 await self._add_up(sid, chunks)
             case Transfer(sid, kind, chunks, to):
                 await self._transfer(sid, kind, chunks, to)
+            case Show(sid, inputs, to):
+                self._show(sid, inputs, to)
+            case Check(sid, chunks):
+                await self._check(sid, chunks)
             case Apply(sid):
                 await self._apply(sid)
             case Commit(record, _, _):
@@ -358,6 +373,20 @@ class Driver:
             parts = frame.parts()
             for peer in to:
                 self._spawn_send(self._send_bulk(peer, parts, sid, kind))
+
+    def _show(self, sid: bytes, inputs: Sequence[tuple[int, int]], to: PeerId) -> None:
+        cohort = self.participant.cohort(sid)
+        for member, chunk in inputs if cohort is not None else ():
+            assert cohort is not None
+            parts = cohort.shown(member, chunk).parts()
+            self._spawn_send(self._send_bulk(to, parts, sid, BulkKind.AUDIT))
+
+    async def _check(self, sid: bytes, chunks: tuple[int, ...]) -> None:
+        cohort = self.participant.cohort(sid)
+        if cohort is None:
+            return
+        await asyncio.gather(*(self._loop.run_in_executor(self._pool, cohort.check, chunk) for chunk in chunks))
+        self._feed(lambda: self.participant.checked(sid, chunks))
 
     async def _apply(self, sid: bytes) -> None:
         aggregate = self.participant.aggregate(sid)

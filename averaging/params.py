@@ -52,7 +52,8 @@ class Deadlines:
     def total(self, members: int) -> float:
         """The longest that one attempt of so many members may take from its roster to its last sum, in seconds."""
         sums = (tolerated(members) + 2) * self.sums  # a stand-in's turn for each death
-        return self.shares + self.train + self.upload + self.survivors + self.unmask + sums + self.commit
+        audit = 3 * self.unmask
+        return self.shares + self.train + self.upload + self.survivors + self.unmask + sums + audit + self.commit
 
     def included(self, members: int) -> float:
         """When the last cohort's result must be in, in seconds from the roster; then the rest goes on without it."""
@@ -70,7 +71,8 @@ class RunParams:
     `weight_cap` is the number of tokens that count as weight 1. `reducer_copies` is how many later members
     hold a copy of each reducer's own masked chunks (so that its death after the certificate loses nothing);
     never more than the cohort tolerates dropouts. `attempts` is how many rosters a round may try before its
-    committee may declare it void. After `recovery_after` seconds with more than a third of the committee gone, the rest
+    committee may declare it void. `audit_share` is the probability with which a signed sum is audited by one member:
+    1 all sums, 0 none. After `recovery_after` seconds with more than a third of the committee gone, the rest
     may go on in a recovery branch; 0 means never.
     """
 
@@ -83,5 +85,6 @@ class RunParams:
     weight_cap: int = 1 << 20
     reducer_copies: int = 1
     attempts: int = 4
+    audit_share: float = 0.125
     deadlines: Deadlines = field(default_factory=Deadlines)
     recovery_after: float = 600.0

@@ -7,11 +7,11 @@ the thousand, in the simulator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from averaging.across import Across
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
-from averaging.aggregate import Aggregate
+from averaging.auditing import Audited
 from averaging.ballots import Ballot, Decision, DecisionRequest, Gossip, Proposal
 from averaging.branches import Branches, BranchRequest, fork_round, locator, newest_shared, still_held
 from averaging.bulk import BulkKind, Chunk
@@ -20,14 +20,17 @@ from averaging.cohort import Cohort
 from averaging.convening import DEFAULT_CAPACITY
 from averaging.courtesy import Courtesy, Welcome
 from averaging.current_round import CurrentRound
+from averaging.docket import EVIDENCE_TIMER, Accusation, Docket, EvidencePiece, EvidenceRequest
+from averaging.evidence import Proof
 from averaging.forks import forks
 from averaging.guard import Guard
+from averaging.holdings import Holdings
 from averaging.mailbox import Mailbox
-from averaging.messages import Attest, Closed, Join, Knock, Missing, Ping, SumHashes, Wanted
+from averaging.messages import Attest, Closed, Join, Knock, Manifest, Missing, Ping, Shares, SumHashes, Wanted
 from averaging.params import MAX_PEERS, RunParams
-from averaging.record import Record, found
+from averaging.record import found
 from averaging.recovery import Present, Recover
-from averaging.work import Commit, FetchState, ParticipantAction, RolledBack
+from averaging.work import Commit, FetchState, Joined, ParticipantAction, RolledBack
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
@@ -41,13 +44,13 @@ _FOLLOWED_ROUNDS = 3
 _KNOWN_PEERS = 4096
 _REMEMBERED_ROUNDS = 8
 """Rounds whose promises the guard keeps in full; promises of older rounds are refused, not forgiven."""
-_RELAYED = (message_type(SumHashes).tag, message_type(Attest).tag)
+_RELAYED = tuple(message_type(cls).tag for cls in (SumHashes, Attest, Manifest, Shares))
 
 
-class Participant:
+class Participant(Holdings):
     """One peer. `chain` is None before the founding is known; `state_round` is the round whose state it holds.
 
-    After `last_round` it joins no roster any more, but still votes and answers.
+    After `last_round` it joins no roster any more, but still votes and answers. `evidence`: what an earlier life held.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Participant:
         chain: Chain | None = None,
         state_round: int | None = None,
         last_round: int | None = None,
+        *,
+        evidence: Iterable[bytes] = (),
     ) -> None:
         self.params, self.chain, self.state_round = params, chain, state_round
         self._identity, self._guard, self._urandom = identity, guard, urandom
@@ -72,6 +77,7 @@ class Participant:
         self._fetching: int | None = None
         self._founding = False
         self._branches = Branches()
+        self.docket = Docket(self.peer_id, params.run, params.layout.ring_bits, self._seal, evidence)
         self.current: CurrentRound | None = None
         self.previous: Cohort | None = None
         self.capacity = DEFAULT_CAPACITY
@@ -82,16 +88,6 @@ class Participant:
     def peer_id(self) -> PeerId:
         """Who I am."""
         return self._identity.peer_id
-
-    @property
-    def round(self) -> int:
-        """The round that is being decided; 0 before the founding."""
-        return self.chain.head.round + 1 if self.chain else 0
-
-    @property
-    def settled(self) -> bool:
-        """Whether I hold the state of the chain's head."""
-        return self.chain is not None and self.state_round is not None and self._state_is(self.chain.head)
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -119,13 +115,15 @@ class Participant:
         """A frame from the transport's authenticated `sender`. Raises ProtocolError when it is refused."""
         envelope = decode_as(Envelope, frame)
         signer = envelope.check(self.params.run)
-        # Signed hashes of sums, and attestations, are passed on to who missed them: they prove themselves.
+        # These are passed on to who missed them, or to who may have been told something else: they prove themselves.
         if signer != sender and envelope.body[0] not in _RELAYED:
             raise ProtocolError(Refusal.WRONG_SENDER, f"{sender.short} delivered a message of {signer.short}")
         if signer != sender and envelope.round != self.round:
             return []
         self.trust(sender)
-        return self._handle(signer, envelope, bytes(frame))
+        actions = self._handle(signer, envelope, bytes(frame))
+        joined = any(isinstance(action, Joined) for action in actions)
+        return [*actions, *(self.docket.tell(self._concerned()) if joined else ()), *self.findings()]
 
     def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[ParticipantAction]:
         """A bulk frame. Raises ProtocolError when it is refused."""
@@ -138,7 +136,7 @@ class Participant:
         if cohort is None:
             raise ProtocolError(Refusal.STALE, "a chunk of an unknown sid")
         actions = cohort.receive_chunk(sender, chunk)
-        return [*actions, *self._after_cohort(cohort)]
+        return [*actions, *self._after_cohort(cohort), *self.findings()]
 
     def timeout(self, key: TimerKey) -> list[ParticipantAction]:
         """A timer fired."""
@@ -148,9 +146,11 @@ class Participant:
             return [SetTimer(_KNOCK, KNOCK_SECONDS), *idle, *self._seek()]
         if key == _FOUND:
             return self._maybe_found(late=True)
+        if key == EVIDENCE_TIMER:
+            return list(self.docket.timeout())
         if self.current is None or key[1] != self.current.number:
             return []
-        return [*self.current.timeout(key), *self._after()]
+        return [*self.current.timeout(key), *self._after(), *self.findings()]
 
     def trained(self, round_: int, tokens: int) -> list[ParticipantAction]:
         """Local training for this round is over; the update is worth `tokens`."""
@@ -172,6 +172,11 @@ class Participant:
         """The work of an `AddUp` is done."""
         across = self.across(sid)
         return [*across.added_up(chunks), *self._advance()] if across else []
+
+    def checked(self, sid: bytes, chunks: tuple[int, ...]) -> list[ParticipantAction]:
+        """The work of a `Check` is done."""
+        cohort = self.cohort(sid)
+        return [*cohort.checked(chunks), *self._after_cohort(cohort), *self.findings()] if cohort else []
 
     def applied(self, sid: bytes, state_root: bytes, loss: float) -> list[ParticipantAction]:
         """The work of an `Apply` is done: the next state's root and the survivors' public mean training loss."""
@@ -217,33 +222,6 @@ class Participant:
         """A message that asks nothing but to be acknowledged."""
         return self._seal(Ping(int.from_bytes(self._urandom(8), "big")), self.round)
 
-    def across(self, sid: bytes) -> Across | None:
-        """The current or the previous round's summing across cohorts, by the round's sid."""
-        current = self.current.across if self.current else None
-        return next((a for a in (current, self._previous_across) if a is not None and a.sid == sid), None)
-
-    def aggregate(self, sid: bytes) -> Aggregate | None:
-        """What the current round came to, by its sid, once complete."""
-        found = self.current.aggregate if self.current else None
-        return found if found is not None and found.sid == sid else None
-
-    def works_on(self, sid: bytes, kind: BulkKind) -> bool:
-        """Whether a bulk frame of this sid can still be of use to anybody."""
-        if kind in (BulkKind.PART, BulkKind.TOTAL):
-            return self.across(sid) is not None
-        cohort = self.cohort(sid)
-        return cohort is not None and cohort.failed is None
-
-    def payload(self, sid: bytes, kind: BulkKind, chunk: int) -> Chunk | None:
-        """The frame of a `Transfer`; None when the round of its sid is over."""
-        owner = self.across(sid) if kind in (BulkKind.PART, BulkKind.TOTAL) else self.cohort(sid)
-        return owner.payload(kind, chunk) if owner is not None else None
-
-    def cohort(self, sid: bytes) -> Cohort | None:
-        """The current or the previous round's cohort, by sid."""
-        current = self.current.cohort if self.current else None
-        return next((c for c in (current, self.previous) if c is not None and c.sid == sid), None)
-
     # --- routing ------------------------------------------------------------------------------------------------
 
     def _handle(self, sender: PeerId, envelope: Envelope, frame: bytes) -> list[ParticipantAction]:
@@ -259,6 +237,8 @@ class Participant:
         if isinstance(message, BranchRequest):
             shared = newest_shared(self.chain, message) if self.chain else None
             return [] if shared is None else self._tell(sender, shared)
+        if isinstance(message, Accusation | EvidenceRequest | EvidencePiece):
+            return self._blame(*self.docket.receive(sender, message, self._concerned()))
         if self.chain is None:
             self._mailbox.keep(sender, envelope, frame, 0)
             return []
@@ -282,7 +262,7 @@ class Participant:
         if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest | Present | Recover) and round_ > 0:
             decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
             return [Send(sender, self._seal(decision, round_))] if decision else []
-        if isinstance(message, Decision):
+        if isinstance(message, Decision | Audited):
             return []
         raise ProtocolError(Refusal.STALE, f"{type(message).__name__} of round {round_}")
 
@@ -362,6 +342,22 @@ class Participant:
         actions += [Send(peer, knock) for peer in old.committee() if peer != self.peer_id]
         return actions + self._resume()
 
+    # --- liars ----------------------------------------------------------------------------------------------------
+
+    def findings(self) -> list[ParticipantAction]:
+        """Whatever proves a lie, found in the current round, is kept, acted upon and passed on. To be asked for after a
+        refusal: what was refused may have proven one."""
+        actions: list[ParticipantAction] = []
+        while self.current is not None and (found := self.current.take_proofs()):
+            for frame in found:
+                actions += self._blame(*self.docket.keep(frame, self._concerned()))
+        return actions
+
+    def _blame(self, actions: Sequence[ParticipantAction], proof: Proof | None) -> list[ParticipantAction]:
+        if proof is None or self.current is None:
+            return list(actions)
+        return [*actions, *self.current.accuse(proof), *self._after()]
+
     # --- founding -----------------------------------------------------------------------------------------------
 
     def _maybe_found(self, *, late: bool = False) -> list[ParticipantAction]:
@@ -419,24 +415,14 @@ class Participant:
             return actions + self._begin()
         return actions + self._join()
 
-    def _state_is(self, head: Record) -> bool:
-        """Whether the state I hold is the head's; void rounds in between change nothing."""
-        assert self.chain is not None
-        assert self.state_round is not None
-        return self.chain.record(min(self.state_round, head.round)).state_root == head.state_root
-
-    def _source(self, head: Record) -> Record:
-        """The record whose survivors computed the head's state."""
-        assert self.chain is not None
-        return self.chain.tip.electors if head.void else head
-
     def _begin(self) -> list[ParticipantAction]:
         assert self.chain is not None
         self._guard.prune(max(0, self.round - _REMEMBERED_ROUNDS))
         last = self.previous.roster if self.previous is not None else None
         expected = last.everybody if last is not None and last.round + 1 == self.round else ()
+        accused = self.docket.accused
         self.current = CurrentRound(
-            self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity, expected
+            self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity, expected, accused
         )
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
         actions = [*self.current.begin(), *self._join()]

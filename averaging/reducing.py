@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -76,6 +77,11 @@ class Inputs:
             self._hashes.get((uploader, c)) == manifest.hashes[c] for c in chunks
         )
 
+    def get(self, uploader: int, chunk: int, manifest: Manifest) -> Part | None:
+        """A masked chunk, if I hold it and it equals its manifest's hash."""
+        same = self._hashes.get((uploader, chunk)) == manifest.hashes[chunk]
+        return self._data.get((uploader, chunk)) if same else None
+
     def owed(self, uploader: int) -> tuple[int, ...]:
         """Chunks that a member must bring me before my receipt covers it."""
         return self._mine + self._copied.get(uploader, ())
@@ -97,12 +103,29 @@ class Inputs:
         self._data.clear()
 
 
+def mask_keys(
+    roster: CheckedRoster, survivors: tuple[int, ...], seeds: Mapping[int, bytes]
+) -> tuple[list[bytes], list[tuple[int, int, bytes]]]:
+    """The keys of the masks that do not cancel in the survivors' sum, as `averaging.masking.unmask` takes them."""
+    sid, members = roster.sid, roster.members
+    self_keys, dead = [], []
+    for dealer, seed in sorted(seeds.items()):
+        if dealer in survivors:
+            self_keys.append(self_key(seed, sid))
+            continue
+        private = mask_private_from_seed(seed)
+        dead += [(i, dealer, pair_key(private, members[i].join.mask_key, sid, dealer, i)) for i in survivors]
+    return self_keys, dead
+
+
 class Opening:
     """Step R4 at a reducer: collects shares, reconstructs seeds, and takes the masks off a sum."""
 
     def __init__(self, roster: CheckedRoster, dealing: Dealing, survivors: tuple[int, ...], threshold: int) -> None:
         self._roster, self._dealing, self._survivors, self._threshold = roster, dealing, survivors, threshold
         self._shares: dict[int, dict[int, bytes]] = {i: {} for i in range(len(roster.members))}
+        self.seeds: dict[int, bytes] = {}
+        """The opened seeds by member: of survivors the self mask's, of the rest the pair masks'."""
         self._self_keys: list[bytes] = []
         self._dead: list[tuple[int, int, bytes]] = []
         self.ready = False
@@ -125,15 +148,9 @@ class Opening:
         """Reconstruct all seeds once t members answered. Raises ProtocolError naming a dealer at fault."""
         if self.ready or any(len(held) < self._threshold for held in self._shares.values()):
             return self.ready
-        sid, members = self._roster.sid, self._roster.members
         for dealer, held in self._shares.items():
-            seed = self._dealing.open(self.kind(dealer), dealer, held)
-            if self.kind(dealer) is Seed.SELF:
-                self._self_keys.append(self_key(seed, sid))
-                continue
-            private = mask_private_from_seed(seed)
-            for i in self._survivors:
-                self._dead.append((i, dealer, pair_key(private, members[i].join.mask_key, sid, dealer, i)))
+            self.seeds[dealer] = self._dealing.open(self.kind(dealer), dealer, held)
+        self._self_keys, self._dead = mask_keys(self._roster, self._survivors, self.seeds)
         self.ready = True
         return True
 

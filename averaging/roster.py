@@ -42,6 +42,10 @@ def cut(members: int, target: int, minimum: int) -> tuple[range, ...]:
     wanted = max(1, (2 * members + target) // (2 * target))  # rounds halves up
     most = min(max(1, members // minimum), MAX_COHORTS)
     count = max(min(wanted, most), -(-members // MAX_MEMBERS))
+    return _ranges(members, count)
+
+
+def _ranges(members: int, count: int) -> tuple[range, ...]:
     size, longer = divmod(members, count)
     starts = [k * size + min(k, longer) for k in range(count + 1)]
     return tuple(range(start, end) for start, end in pairwise(starts))
@@ -158,6 +162,27 @@ def check_roster(
     sid = digest("sid", params.run, round_.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
     own = cohort_sid(sid, index, len(cohorts))
     return CheckedRoster(round_, roster.attempt, head, name, own, members, sid, roster.seats, cohorts, index)
+
+
+def read_seating(seating: Seating, index: int, count: int) -> tuple[bytes, CheckedRoster]:
+    """The run and one of the `count` cohorts of a roster, from its bytes alone: what evidence is about.
+
+    Whether it was its signer's turn does not matter there: who took part in a sid checked it, and nobody else can have
+    signed what names that sid. Raises ProtocolError.
+    """
+    envelope = decode_as(Envelope, seating.roster)
+    run, roster = envelope.run, decode_as(Roster, envelope.body)
+    envelope.check(run)
+    if envelope.round != roster.round or not index < count <= len(roster.seats):
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"no cohort {index} of {count} in this roster")
+    cohorts = _ranges(len(roster.seats), count)
+    members = _check_members(seating, tuple(roster.seats[i] for i in cohorts[index]), run, roster)
+    name = digest("roster", envelope.body)
+    sid = digest("sid", run, roster.round.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
+    own = cohort_sid(sid, index, count)
+    return run, CheckedRoster(
+        roster.round, roster.attempt, roster.head, name, own, members, sid, roster.seats, cohorts, index
+    )
 
 
 def _check_members(seating: Seating, seats: tuple[Seat, ...], run: bytes, roster: Roster) -> tuple[Member, ...]:

@@ -15,7 +15,7 @@ from dht import merkle
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.transport import Part
-from dht.wire import decode_as
+from dht.wire import decode_as, digest
 
 
 class Sums:
@@ -56,10 +56,10 @@ class Sums:
         """Keep an author's signed hashes. Raises ProtocolError (EQUIVOCATION) if it contradicts itself."""
         if len(message.chunks) != len(message.hashes):
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, "as many hashes as chunks are due")
-        for chunk, digest in zip(message.chunks, message.hashes, strict=True):
+        for chunk, value in zip(message.chunks, message.hashes, strict=True):
             if chunk >= self._layout.total_chunks:
                 raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"chunk {chunk} does not exist")
-            if self._hashes.setdefault((author, chunk), digest) != digest:
+            if self._hashes.setdefault((author, chunk), value) != value:
                 raise ProtocolError(Refusal.EQUIVOCATION, f"two sums of chunk {chunk}")
             self._frames[author, chunk] = frame
             self._signers.setdefault(chunk, set()).add(author)
@@ -101,6 +101,35 @@ class Sums:
                 if chunk not in self._data and chunk not in self.lost and self.hash(data) == expected:
                     self._data[chunk] = (author, data)
 
+    def signed(self) -> list[tuple[int, int]]:
+        """All (author, chunk) whose hash its author signed."""
+        return list(self._frames)
+
+    def held(self) -> list[tuple[int, int]]:
+        """(author, chunk) of all sums that I hold."""
+        return [(author, chunk) for chunk, (author, _) in self._data.items()]
+
+    def signed_hash(self, author: int, chunk: int) -> bytes:
+        """The hash of a sum that its author signed. Raises KeyError."""
+        return self._hashes[author, chunk]
+
+    def frame_of(self, author: int, chunk: int) -> bytes:
+        """The envelope by which an author signed this sum's hash. Raises KeyError."""
+        return self._frames[author, chunk]
+
+    def frames(self) -> tuple[bytes, ...]:
+        """All signed hash lists, each once."""
+        return tuple(dict.fromkeys(self._frames.values()))
+
+    def signed_digest(self) -> bytes:
+        """Digest over all signed hashes: equal at members that heard the same."""
+        pairs = sorted(self._frames)
+        parts = [
+            author.to_bytes(2, "big") + chunk.to_bytes(4, "big") + self._hashes[author, chunk]
+            for author, chunk in pairs
+        ]
+        return digest("sum-hashes", b"".join(parts))
+
     def signed_by(self, author: int) -> bool:
         """Whether this member signed hashes of all the sums that are its to make."""
         return author in self._authors and all((author, c) in self._frames for c in self._duties.of(author))
@@ -131,6 +160,11 @@ class Sums:
         """The signed hash lists that bind these sums, each once, whether the sums themselves are here or not."""
         frames = {self._frames[key]: None for key in (self._binder(c) for c in chunks) if key in self._frames}
         return [decode_as(Envelope, frame) for frame in frames]
+
+    def bound(self) -> list[tuple[int, int]]:
+        """(author, chunk) of all sums that are bound, whether they are here or not."""
+        found = (self._binder(chunk) for chunk in range(self._layout.total_chunks))
+        return [key for key in found if key in self._frames]
 
     def leaves(self) -> list[bytes]:
         """Merkle leaves over the signed hashes of all sums. Raises RuntimeError while one is unbound."""

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from averaging.actions import Action
 from averaging.ballots import Certificate
 from averaging.bulk import BulkKind
+from averaging.evidence import Proof
 from averaging.record import Record
 from dht.identity import PeerId
 
@@ -44,6 +45,31 @@ class Transfer:
     kind: BulkKind
     chunks: tuple[int, ...]
     to: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Send `Cohort.shown(member, chunk)` for each input to an auditor, on the bulk lane."""
+
+    sid: bytes
+    inputs: tuple[tuple[int, int], ...]
+    to: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Call `Cohort.check` for each chunk (any thread), then `Cohort.checked` with them."""
+
+    sid: bytes
+    chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Somebody is proven a liar: keep the evidence (its frame) on disk, and report what it proves."""
+
+    proof: Proof
+    evidence: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,5 +130,7 @@ class RolledBack:
     head: Record
 
 
-CohortAction: TypeAlias = Action | Upload | Reduce | AddUp | Transfer
-ParticipantAction: TypeAlias = CohortAction | Train | Apply | Commit | FetchState | Joined | Decided | RolledBack
+CohortAction: TypeAlias = Action | Upload | Reduce | AddUp | Transfer | Show | Check
+ParticipantAction: TypeAlias = (
+    CohortAction | Blame | Train | Apply | Commit | FetchState | Joined | Decided | RolledBack
+)

@@ -26,6 +26,7 @@ from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.driver import Driver
 from averaging.encoding import Decoder, Encoder, squared_norm
+from averaging.evidence import Proof
 from averaging.guard import SqliteGuard
 from averaging.layout import Layout, RingArray
 from averaging.masking import Masker
@@ -165,6 +166,10 @@ class BenchmarkObserver:
         if round_ and not self.decision.done():
             self.decision.set_result(time.monotonic())
 
+    def blamed(self, proof: Proof, evidence: bytes) -> None:
+        """Nobody lies here."""
+        raise AssertionError(proof.text)
+
     def note(self, text: str, peer: PeerId | None) -> None:
         """Kept for the error message, should the swarm stop."""
         self.notes.append(text)
@@ -197,6 +202,7 @@ def run_params(spec: Spec, founder: PeerId) -> RunParams:
         minimum=spec.peers,
         weight_cap=_WEIGHT_CAP,
         reducer_copies=spec.copies,
+        audit_share=spec.audit_share,
         deadlines=Deadlines(30.0, 30.0, 600.0, 60.0, 30.0, 30.0, 60.0, 30.0),
     )
 

@@ -38,6 +38,7 @@ class Spec:
     chunk_elements: int = 65536
     compression: str = ""
     profile: str = ""
+    audit_share: float = 0.125
 
 
 Serve = Callable[[Connection, Spec], None]

@@ -86,6 +86,13 @@ class StorageError(MurmurationError):
     exit_code = 74
 
 
+class EvidenceError(MurmurationError):
+    """A file that should prove a peer's lie proves nothing, or cannot be read."""
+
+    code = "MUR-650"
+    exit_code = 65
+
+
 class RoundError(MurmurationError):
     """A round could not finish. State is unchanged and local training is kept."""
 

@@ -1,4 +1,4 @@
-"""`run-peer`: join a run and train; `init`, `status`, `doctor` and `export` around it.
+"""`run-peer`: join a run and train; `init`, `status`, `doctor`, `export` and `evidence` around it.
 
 Exit codes: 0 done, or left in good order; those of `dht.errors`; 70 a crash; 130 a second Ctrl-C.
 Heavy imports (torch, hivemind, transformers) happen inside the commands that need them.
@@ -23,6 +23,7 @@ from dht import exits
 from dht.errors import ConfigError, MurmurationError, UnreachableError
 from peer.config import DEFAULT_DATA_DIR, DEFAULT_RUN, ConfigPath, DataDir, Json, PeerConfig, RunFile, sources
 from peer.events import Reporter
+from peer.evidence_cli import evidence
 
 HERE = Path()
 
@@ -39,6 +40,7 @@ def application(argv: Sequence[str] = ()) -> App:
     app.default(join)
     for command in (init, status, doctor, export):
         app.command(command)
+    app.command(evidence)
     return app
 
 

@@ -148,6 +148,12 @@ class Cohort:
         high=2_592_000.0,
         unit="seconds",
     )
+    audit_share: float = key(
+        "Probability with which a sum is recomputed by one more member: 1 all of them, 0 none.",
+        default=0.125,
+        low=0.0,
+        high=1.0,
+    )
     deadlines: Deadlines = section("How long each phase may last.", Deadlines)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from averaging.bulk import MAX_CHUNK_BYTES
 from averaging.cohort import Cohort
 from averaging.driver import Driver
+from averaging.evidence import Proof
 from averaging.guard import SqliteGuard
 from averaging.layout import Layout
 from averaging.params import Deadlines, RunParams
@@ -21,13 +22,14 @@ from averaging.work import Decided, Joined, RolledBack
 from dht.addressbook import AddressBook, find_a_way_in
 from dht.clock import SystemClock
 from dht.discovery import Discovery, Head
-from dht.errors import ConfigError, DataError, UnreachableError
+from dht.errors import ConfigError, DataError, StorageError, UnreachableError
 from dht.host import Host, Relay
 from dht.identity import Identity, PeerId
 from peer.catch_up import Donor
 from peer.config import PeerConfig
 from peer.data import TokenBatches, TokenData, open_data
 from peer.events import Reporter
+from peer.evidence_files import EvidenceFiles
 from peer.history import certify, open_chain
 from peer.learner import Learner
 from peer.manifest import Manifest
@@ -65,6 +67,7 @@ def run_params(manifest: Manifest, parameters: int) -> RunParams:
         minimum=manifest.cohort.minimum,
         weight_cap=manifest.train.tokens_per_round,
         reducer_copies=manifest.cohort.reducer_copies,
+        audit_share=manifest.cohort.audit_share,
         deadlines=Deadlines(
             limits.join,
             limits.shares,
@@ -154,8 +157,10 @@ def _assemble(
         learner.follow(chain)
     round_ = None if stored is None else stored.round
     last = config.rounds or None
-    participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_, last)
-    return Node(config, manifest, identity, host, guard, participant, learner, reporter)
+    evidence = EvidenceFiles(config.data_dir)
+    held = evidence.frames()
+    participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_, last, evidence=held)
+    return Node(config, manifest, identity, host, guard, participant, learner, evidence, reporter)
 
 
 class Node:
@@ -170,10 +175,12 @@ class Node:
         guard: SqliteGuard,
         participant: Participant,
         learner: Learner,
+        evidence: EvidenceFiles,
         reporter: Reporter,
     ) -> None:
         self._config, self._manifest, self._identity, self._host = config, manifest, identity, host
         self._guard, self._participant, self._learner, self._reporter = guard, participant, learner, reporter
+        self._evidence = evidence
         self._clock = SystemClock()
         self._book = AddressBook(config.data_dir / "addresses.json", self._clock)
         self._donor = Donor(learner.store, self._round_of)
@@ -336,6 +343,15 @@ class Node:
         if name == "upload":
             self._uploading = time.monotonic()
         self._reporter.event("step", round=round_, attempt=attempt, step=name)
+
+    def blamed(self, proof: Proof, evidence: bytes) -> None:
+        """Somebody is proven a liar: keep what proves it, where `run-peer evidence` finds it."""
+        try:
+            path = self._evidence.save(evidence)
+            kept = f"; the evidence is in {path}" if path else ""
+        except StorageError as error:
+            kept = f"; the evidence could not be kept: {error.message}"
+        self._reporter.event("blamed", peer=str(proof.accused), reason=proof.text + kept)
 
     def note(self, text: str, peer: PeerId | None) -> None:
         """Something worth a log line."""

@@ -74,7 +74,8 @@ def describe(hint: Any) -> str:
         return f"{amount(bound.low, bound.high)} {'bytes' if hint is bytes else 'bytes of text'}"
     if isinstance(bound, Range):
         unsigned = {2**bits - 1: f"u{bits}" for bits in (8, 16, 32, 64)}
-        return unsigned.get(bound.high, amount(bound.low, bound.high)) if bound.low == 0 else amount(*bound)
+        plain = amount(bound.low, bound.high)
+        return unsigned.get(bound.high, plain) if bound.low == 0 else plain
     if dataclasses.is_dataclass(hint):
         cls = typing.cast(type, hint)
         registered = any(row.cls is cls for row in REGISTRY.values())

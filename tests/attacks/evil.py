@@ -116,8 +116,8 @@ class _Work:
 class EvilPeer(Participant):
     """A participant whose actions go through a plot."""
 
-    def __init__(self, arena: Arena, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, arena: Arena, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.arena = arena
 
     @property
@@ -152,6 +152,9 @@ class EvilPeer(Participant):
 
     def reduced(self, sid: bytes, chunks: tuple[int, ...]) -> list[ParticipantAction]:
         return self._scheme(self._unwrapped(Participant.reduced, sid, chunks))
+
+    def checked(self, sid: bytes, chunks: tuple[int, ...]) -> list[ParticipantAction]:
+        return self._scheme(self._unwrapped(Participant.checked, sid, chunks))
 
     def _unwrapped(self, call: Callable[..., list[ParticipantAction]], sid: bytes, *rest: Any) -> Any:
         """`_after_cohort` compares cohorts by identity: it must see the real one."""

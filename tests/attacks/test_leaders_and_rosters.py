@@ -199,7 +199,7 @@ FALSE_ROSTERS = {
     "a doubled key bundle": (doubled, {Refusal.BAD_HASH}),
     "a seat given twice": (twice_in_the_roster, {Refusal.UNEXPECTED}),
     "no quorum of the committee": (few, {Refusal.OUT_OF_BOUNDS}),
-    "two rosters": (two_rosters, set()),
+    "two rosters": (two_rosters, {Refusal.UNEXPECTED}),
 }
 
 

@@ -164,7 +164,8 @@ def test_a_chunk_after_the_receipt_is_stale() -> None:
     arena.goes_on(1)
     assert plot.told == {"Vote": 1, "SumHashes": 1}
     assert members_of(arena, 2) == set(arena.honest)
-    assert arena.refusals_of(liar) == {Refusal.STALE: 1}
+    late = [refused for refused in arena.refused if refused.sender == liar and "chunk" in refused.text]
+    assert [refused.refusal for refused in late] == [Refusal.STALE]
     assert any("came after my receipt" in note for note in arena.notes)  # the one that was kept until the certificate
 
 

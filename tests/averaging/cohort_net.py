@@ -25,7 +25,7 @@ from averaging.messages import Join, Seating
 from averaging.params import Deadlines, RunParams
 from averaging.roster import CheckedRoster, check_roster, convener, make_roster, make_seatings
 from averaging.scales import levels
-from averaging.work import Reduce, Transfer, Upload
+from averaging.work import Check, Reduce, Show, Transfer, Upload
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError
 from dht.identity import Identity, PeerId
@@ -101,7 +101,8 @@ class CohortNet:
         self.params = small_params(n, bits, **changes)
         secrets = dict(enumerate(make_secrets(n, seed * 1000 + attempt)))
         joins = sign_joins(secrets, attempt)
-        self.roster = accept_roster(self.params, sign_roster(self.params, joins.values(), attempt), joins[0])
+        self.seating = sign_roster(self.params, joins.values(), attempt)
+        self.roster = accept_roster(self.params, self.seating, joins[0])
         number = {identity(i).peer_id: i for i in range(n)}
         self.nodes = []
         for peer in self.roster.peers:
@@ -130,7 +131,9 @@ class CohortNet:
         """Member i's machine; a second one is what a restart that kept its secrets would be."""
         node = self.nodes[i]
         source = random.Random(f"shares {node.secrets.e!r}").randbytes
-        return Cohort(self.params, node.identity, self.roster, node.secrets, node.guard, source)
+        cohort = Cohort(self.params, node.identity, self.roster, node.secrets, node.guard, source)
+        cohort.seating = self.seating
+        return cohort
 
     def run(self, limit: float = 120.0) -> CohortNet:
         """Start everybody and go on until nothing is left to do."""
@@ -205,6 +208,14 @@ class CohortNet:
             case Transfer(_, kind, chunks, to):
                 for chunk in chunks:
                     self._ship(i, node.cohort.payload(kind, chunk), to)
+            case Show(_, inputs, to):
+                for member, chunk in inputs:
+                    self._ship(i, node.cohort.shown(member, chunk), (to,))
+            case Check(_, chunks):
+                if self.step(i, "Check"):
+                    for chunk in chunks:
+                        node.cohort.check(chunk)
+                    self.at(0.01, lambda: self.call(i, lambda c: c.checked(chunks)))
             case _:
                 raise AssertionError(f"an action without a driver: {action}")
 

@@ -44,7 +44,7 @@ class Script:
 
     def __getattr__(self, name: str) -> Callable[..., list[Any]]:
         known = {"start", "learned", "receive", "receive_chunk", "timeout", "trained", "uploaded", "reduced"}
-        if name not in known | {"applied", "holds", "fetch_failed", "suspect"}:
+        if name not in known | {"applied", "checked", "findings", "holds", "fetch_failed", "suspect"}:
             raise AttributeError(name)
         return lambda *arguments: self._answer(name, *arguments)
 

@@ -53,7 +53,7 @@ def test_the_payload_is_a_view():
         (GOLDEN[:3], Refusal.TRUNCATED),
         (b"", Refusal.TRUNCATED),
         (GOLDEN[:39] + bytes(MAX_CHUNK_BYTES + 1), Refusal.OVERSIZED),
-        (b"\xf4" + GOLDEN[1:], Refusal.UNKNOWN_TAG),
+        (b"\xf5" + GOLDEN[1:], Refusal.UNKNOWN_TAG),
         (b"\x01" + GOLDEN[1:], Refusal.UNKNOWN_TAG),
     ],
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,9 +22,9 @@ from averaging.aggregate import Aggregate
 from averaging.bulk import BulkKind, Chunk, parse
 from averaging.chain import Chain
 from averaging.cohort import Cohort
+from averaging.evidence import Proof
 from averaging.guard import MemoryGuard
 from averaging.layout import Layout
-from averaging.messages import AuditShares, SumHashes, Unmask, Vote
 from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
 from averaging.record import Record
@@ -33,12 +32,15 @@ from averaging.scales import levels
 from averaging.work import (
     AddUp,
     Apply,
+    Blame,
+    Check,
     Commit,
     Decided,
     FetchState,
     Joined,
     Reduce,
     RolledBack,
+    Show,
     Train,
     Transfer,
     Upload,
@@ -47,6 +49,7 @@ from dht.envelope import Envelope
 from dht.errors import ProtocolError
 from dht.identity import Identity, PeerId
 from dht.wire import digest, encode
+from tests.sim.watch import Watch
 
 GENESIS = digest("sim-genesis")
 _TRANSFERS = {BulkKind.SUM: "sum", BulkKind.MASKED: "resend", BulkKind.PART: "part", BulkKind.TOTAL: "total"}
@@ -76,6 +79,7 @@ class Peer:
     life: int = 0
     timers: dict[Any, int] = field(default_factory=dict)
     pending: tuple[bytes, bytes] | None = None
+    evidence: list[bytes] = field(default_factory=list)
     speed: float = 1.0
 
     @property
@@ -97,50 +101,6 @@ def _frame(message: object) -> bytes:
 @lru_cache(maxsize=512)
 def _body(envelope: Envelope) -> object:
     return envelope.message()
-
-
-class Watch:
-    """Reads every message that leaves an honest peer, and notes what must never be seen there."""
-
-    def __init__(self, swarm: Swarm) -> None:
-        self._swarm = swarm
-        self.liars: set[PeerId] = set()
-        self.broken: list[str] = []
-        self.seen: Counter[str] = Counter()
-        self._released: dict[tuple[bytes, PeerId], Unmask] = {}
-        self._opened: dict[tuple[int, PeerId], bytes] = {}
-        self._votes: dict[Vote, set[PeerId]] = defaultdict(set)
-        self._signed: dict[bytes, set[int]] = defaultdict(set)
-
-    def sent(self, sender: PeerId, message: object) -> None:
-        """A peer sends this."""
-        self.seen[type(message).__name__] += 1
-        if isinstance(message, Vote):
-            self._votes[message].add(sender)
-        elif isinstance(message, SumHashes):
-            self._signed[message.sid].update(c for c in message.chunks if c < self._swarm.params.layout.total_chunks)
-        if sender in self.liars:
-            return
-        if isinstance(message, Unmask):
-            self._unmask(sender, message)
-        elif isinstance(message, AuditShares):
-            missing = self._swarm.params.layout.total_chunks - len(self._signed[message.sid])
-            self._rule(missing == 0, f"{sender.short} opened its audit shares with {missing} sums unsigned")
-
-    def _unmask(self, sender: PeerId, message: Unmask) -> None:
-        cohort = self._swarm.cohort_of(sender)
-        # Which seed a share belongs to follows from the survivors' bitmap: a share of each never leaves one helper.
-        same = self._released.setdefault((message.sid, sender), message) == message
-        self._rule(same, f"{sender.short} released shares twice in one sid")
-        only = self._opened.setdefault((cohort.roster.round, sender), message.sid) == message.sid
-        self._rule(only, f"{sender.short} opened two sids of round {cohort.roster.round}")
-        votes = [voters for vote, voters in self._votes.items() if vote.survivors == message.survivors]
-        enough = any(len(voters) >= cohort.threshold for voters in votes)
-        self._rule(enough, f"{sender.short} released shares without {cohort.threshold} votes")
-
-    def _rule(self, holds: bool, text: str) -> None:
-        if not holds:
-            self.broken.append(text)
 
 
 class Swarm:
@@ -172,6 +132,8 @@ class Swarm:
         self.notes: list[str] = []
         self.refusals: list[ProtocolError] = []
         self.fetches = 0
+        self.blamed: dict[PeerId, list[tuple[PeerId, Proof]]] = {}
+        """Who was proven a liar, with by whom it was learned and what was proven."""
 
     # --- clock and processes ------------------------------------------------------------------------------------
 
@@ -204,7 +166,14 @@ class Swarm:
         # Seeds must differ between lives of a peer, as they do when they come from the operating system.
         source = random.Random(digest("boot", bytes(peer.id), peer.life.to_bytes(4, "big"), self.run_id))
         peer.participant = self.kinds.get(peer.id, Participant)(
-            self.params, peer.identity, peer.guard, source.randbytes, GENESIS, peer.chain, newest
+            self.params,
+            peer.identity,
+            peer.guard,
+            source.randbytes,
+            GENESIS,
+            peer.chain,
+            newest,
+            evidence=peer.evidence,
         )
         self._act(peer, peer.participant.start())
         self._call(peer, lambda p: p.learned(list(self.order)))
@@ -265,6 +234,7 @@ class Swarm:
                 self._act(peer, peer.participant.receive(sender, frame))
         except ProtocolError as error:
             self.refusals.append(error)
+            self._call(peer, lambda p: p.findings())
 
     def cohort_of(self, peer: PeerId) -> Cohort:
         """The cohort that a living peer works in."""
@@ -310,6 +280,17 @@ class Swarm:
             case Transfer(sid, kind, chunks, to):
                 self.on_event(_TRANSFERS[kind], peer)
                 self._transfer(peer, sid, kind, chunks, to)
+            case Show(sid, inputs, to):
+                self.on_event("show", peer)
+                cohort = peer.participant.cohort(sid) if peer.participant else None
+                for member, chunk in inputs if cohort else ():
+                    self._ship(peer, cohort.shown(member, chunk), (to,))
+            case Check(sid, chunks):
+                self._check(peer, sid, chunks)
+            case Blame(proof, evidence):
+                self.on_event("blame", peer)
+                peer.evidence.append(evidence)
+                self.blamed.setdefault(proof.accused, []).append((peer.id, proof))
             case Apply(sid):
                 self._apply(peer, sid)
             case Commit(record, _, _):
@@ -387,6 +368,14 @@ class Swarm:
                 across.add_up(chunk)
             self._later(peer, 0.01, lambda: self._call(peer, lambda p: p.added_up(sid, chunks)))
 
+    def _check(self, peer: Peer, sid: bytes, chunks: tuple[int, ...]) -> None:
+        self.on_event("check", peer)
+        cohort = peer.participant.cohort(sid) if peer.participant else None
+        if cohort is not None:
+            for chunk in chunks:
+                cohort.check(chunk)
+            self._later(peer, 0.01, lambda: self._call(peer, lambda p: p.checked(sid, chunks)))
+
     def _apply(self, peer: Peer, sid: bytes) -> None:
         self.on_event("apply", peer)
         aggregate = peer.participant.aggregate(sid) if peer.participant else None
@@ -431,13 +420,17 @@ class Swarm:
     def check(self) -> None:
         """The promises: one record per round, equal states behind it, exact sums, and no share that must not leave."""
         assert self.watch.broken == []
+        assert set(self.blamed) <= self.watch.liars, "evidence against an honest peer"
         for round_, found in self.records.items():
             assert len(found) == 1, f"round {round_} was decided in {len(found)} ways"
         for peer in self.peers.values():
             for round_, root in peer.states.items():
                 for record in self.records.get(round_, {}).values():
                     assert root == record.state_root, f"{peer.id.short} holds another state of round {round_}"
+        certified = {record.sid for found in self.records.values() for record in found.values()}
         for sid, results in self.sums.items():
+            if self.watch.liars and sid not in certified:
+                continue  # a liar's wrong sums may be applied, as long as they are not certified
             for aggregate in results.values():
                 self._check_sum(sid, aggregate)
 

@@ -101,7 +101,8 @@ def test_more_deaths_than_tolerated_end_in_a_clean_abort():
             net.plan = {victim: (name, turn or 2) for victim in range(1, 2 + tolerated(n))}
             net.run()
             assert len(net.fired) == len(net.plan), step
-            done = [i for i in net.living if net.nodes[i].complete]
+            # Sums that too few are left to audit do not count either.
+            done = [i for i in net.living if net.nodes[i].complete and net.nodes[i].cohort.failed is None]
             assert all(net.nodes[i].cohort.failed for i in net.living if i not in done), step
             if done:
                 net.check_sums(done)
