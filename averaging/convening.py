@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
 from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.capacity import DEFAULT_CAPACITY
 from averaging.certificate import quorum
 from averaging.guard import Guard
 from averaging.keys import MemberSecrets
@@ -27,7 +28,6 @@ _PATIENCE = 3
 """Times that a Join is sent before the next convener's turn."""
 _RELAYS = 2
 """Members of each cohort to whom a convener sends the roster."""
-DEFAULT_CAPACITY = 100
 _INDULGENCE = 8
 """Times that a convener is believed that it still waits for others; more in later attempts."""
 _EARLY_STRANGERS = MAX_MEMBERS

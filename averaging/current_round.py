@@ -13,10 +13,11 @@ from averaging.aggregate import Aggregate
 from averaging.agreement import Agreement, Timeouts
 from averaging.attesting import Attestations
 from averaging.ballots import Ballot, Certificate, Decision, DecisionRequest, Gossip, Proposal
+from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
-from averaging.convening import DEFAULT_CAPACITY, Convening
+from averaging.convening import Convening
 from averaging.evidence import TWO_ROSTERS, WRONG_SUM, Proof
 from averaging.guard import Guard
 from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.aggregate import Aggregate
 from averaging.bulk import BulkKind, is_bulk, parse
+from averaging.capacity import Capacity
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.evidence import Proof
@@ -143,6 +144,7 @@ class Driver:
         self._probed: set[PeerId] = set()
         self._stopped = False
         self._unmasking = b""
+        self._capacity = Capacity(participant.capacity)
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.on_unreachable: Callable[[PeerId, str], None] = lambda peer, reason: None
 
@@ -267,6 +269,7 @@ class Driver:
             case RolledBack():
                 self._observer.rolled_back(action)
             case Decided():
+                self.participant.capacity = self._capacity.ended()
                 self._observer.decided(action, self.participant.cohort(action.record.sid))
             case _:
                 self._spawn(self._job(action))
@@ -317,6 +320,7 @@ class Driver:
             return
         self._observer.step(cohort.roster.round, cohort.roster.attempt, "upload")
         async with self._working:
+            self._capacity.started(self._loop.time())
             await self._work.prepare(cohort)
             batches = [plan[i : i + _BATCH] for i in range(0, len(plan), _BATCH)]
             masked = [self._mask(cohort, batch) for batch in batches[:_BATCHES_AHEAD]]
@@ -444,9 +448,11 @@ class Driver:
 
     async def _send_bulk(self, to: PeerId, parts: Sequence[Part], sid: bytes, kind: BulkKind) -> None:
         send = lambda: self._transport.send(to, parts, bulk=True)  # noqa: E731
-        await self._persist(to, send, lambda: self.participant.works_on(sid, kind))
+        delivered = await self._persist(to, send, lambda: self.participant.works_on(sid, kind))
+        if delivered and kind is BulkKind.MASKED:
+            self._capacity.sent(sum(map(len, parts)), self._loop.time())
 
-    async def _persist(self, to: PeerId, send: Callable[[], Awaitable[None]], matters: Callable[[], bool]) -> None:
+    async def _persist(self, to: PeerId, send: Callable[[], Awaitable[None]], matters: Callable[[], bool]) -> bool:
         """Deliver while it matters; a peer that two attempts in a row do not reach is suspected of being gone."""
         started = self._loop.time()
         for attempt in range(1 << 30):
@@ -459,11 +465,12 @@ class Driver:
                 if count >= _SUSPECT_AFTER:
                     self._feed(lambda: self.participant.suspect(to))
                 if not matters() or self._loop.time() - started > _MATTERS:
-                    return
+                    return False
                 await asyncio.sleep(_RETRIES[min(attempt, len(_RETRIES) - 1)])
             else:
                 self._unreachable.pop(to, None)
-                return
+                return True
+        return False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

@@ -15,9 +15,9 @@ from averaging.auditing import Audited
 from averaging.ballots import Ballot, Decision, DecisionRequest, Gossip, Proposal
 from averaging.branches import Branches, BranchRequest, fork_round, locator, newest_shared, still_held
 from averaging.bulk import BulkKind, Chunk
+from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.cohort import Cohort
-from averaging.convening import DEFAULT_CAPACITY
 from averaging.courtesy import Courtesy, Welcome
 from averaging.current_round import CurrentRound
 from averaging.docket import EVIDENCE_TIMER, Accusation, Docket, EvidencePiece, EvidenceRequest

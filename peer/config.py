@@ -19,6 +19,7 @@ from cyclopts import Group, Parameter
 from cyclopts.config import Dict, Env
 from platformdirs import user_data_dir
 
+from averaging.capacity import DEFAULT_CAPACITY, MAX_CAPACITY
 from dht import addresses
 from dht.errors import ConfigError
 
@@ -81,6 +82,10 @@ class PeerConfig:
         int, _network("TCP port for direct connections, on the hosts of --listen and --announce. 0 takes any free one.")
     ] = 0
     client_mode: Annotated[bool, _network("Accept no incoming connections; be reached through a relay.")] = False
+    bandwidth: Annotated[
+        int,
+        _network("Speed of this line in Mbit/s, up or down, whichever is less: peers share the work by it."),
+    ] = DEFAULT_CAPACITY
     join_timeout: Annotated[
         float, _network("Seconds to look for other peers before giving up (exit code 69). 0 waits as long as it takes.")
     ] = 0.0
@@ -111,6 +116,7 @@ class PeerConfig:
         _check(self.threads >= 0, "threads must not be negative")
         _check(self.rounds >= 0, "rounds must not be negative")
         _check(self.join_timeout >= 0, "join-timeout must not be negative")
+        _check(1 <= self.bandwidth <= MAX_CAPACITY, f"bandwidth must be a number of Mbit/s from 1 to {MAX_CAPACITY}")
         _check(0 <= self.direct_port < 65536, "direct-port must be a port number, or 0 for any free one")
         _check(0 <= self.metrics_port < 65536, "metrics-port must be a port number, or 0 for none")
         _check(0 <= self.seed < 2**63, "seed must be a number from 0 to 2^63 - 1")

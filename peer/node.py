@@ -160,6 +160,7 @@ def _assemble(
     evidence = EvidenceFiles(config.data_dir)
     held = evidence.frames()
     participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_, last, evidence=held)
+    participant.capacity = 0 if config.client_mode else config.bandwidth
     return Node(config, manifest, identity, host, guard, participant, learner, evidence, reporter)
 
 

@@ -27,7 +27,7 @@ class Script:
     """A participant that does what the test says: returns `answers[name]`, or raises it when it is an error."""
 
     def __init__(self) -> None:
-        self.peer_id, self.round = ME, 1
+        self.peer_id, self.round, self.capacity = ME, 1, 100
         self.current: Any = None
         self.previous: Any = None
         self.chain: Any = None
