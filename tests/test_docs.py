@@ -147,6 +147,13 @@ def test_thresholds_are_those_of_the_code():
         assert (gone, mixed) == (faulty(n), t - colluders)
 
 
+def test_every_attack_has_a_test_or_says_that_it_succeeds():
+    """That the named tests exist is seen to by `test_names_of_code_exist`."""
+    for attack, outcome, tests in table(THREATS, "attack"):
+        named = re.findall(r"`(tests/[^`]+)`", tests)
+        assert named or "**Succeeds**" in outcome or "decisions/" in outcome or "averaging." in outcome, attack
+
+
 def links(page: Path) -> Iterator[str]:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     yield from re.findall(r"\]\(([^)\s]+)\)", text)

@@ -192,7 +192,12 @@ def _through_the_plot(name: str) -> Callable[..., list[ParticipantAction]]:
     honest = getattr(Participant, name)
 
     def method(self: EvilPeer, *arguments: Any, **named: Any) -> list[ParticipantAction]:
-        return self._scheme(honest(self, *arguments, **named))
+        try:
+            return self._scheme(honest(self, *arguments, **named))
+        except ProtocolError:
+            if self.plot is HONEST:
+                raise
+            return []  # a liar's own code may refuse what it lied about
 
     return method
 
