@@ -24,6 +24,8 @@ from dht.wire import U64, Bytes32, Count, message
 
 _RIVALS = 4
 """Branches that are being fetched at one time, at most one from each peer."""
+_REMEMBERED = 64
+"""Heads of branches that were found lighter."""
 _SEEK_EVERY = 5
 _SOUGHT_RECOVERIES = 8
 _NEXT_ROUNDS = 2
@@ -97,6 +99,7 @@ class Branches:
 
     def __init__(self) -> None:
         self._rivals: dict[PeerId, Chain] = {}
+        self._lighter: dict[bytes, int] = {}
         self._turn = 0
 
     def foreign(self, chain: Chain, knock: Knock) -> bool:
@@ -134,6 +137,9 @@ class Branches:
             for record, certificate in news:
                 chain.append(record, certificate)
             return chain, []
+        fork = self._lighter.get(links[-1][0].hash())
+        if fork is not None:  # weighed before, and mine has only grown: verifying it again would be work for nothing
+            return chain, [chain.segment(fork)]
         rival = self._rival(chain, sender, news)
         return (chain, [locator(chain)]) if rival is None else self._weigh(chain, sender, rival, segment.head_round)
 
@@ -164,6 +170,9 @@ class Branches:
                 self._rivals.pop(next(iter(self._rivals)))
             self._rivals[sender] = rival
             return chain, [ChainRequest(rival.head.round)]
+        if len(self._lighter) >= _REMEMBERED:
+            self._lighter.pop(next(iter(self._lighter)))
+        self._lighter[rival.beacon] = fork
         return chain, [chain.segment(fork)]
 
 

@@ -302,7 +302,7 @@ class Participant(Holdings):
         stands = self.chain
         try:
             stands, replies = self._branches.take(self.chain, sender, message)
-            actions += [Send(sender, self._seal(reply)) for reply in replies]
+            actions += [Send(sender, self._seal(reply)) for reply in replies if self._courtesy.allows(sender)]
         except ProtocolError as error:
             if fork := forks(self.chain, message):
                 names = ", ".join(peer.short for peer in fork[1])

@@ -7,6 +7,7 @@ from itertools import permutations
 
 import pytest
 
+from averaging.ballots import Certificate
 from averaging.branches import (
     Branches,
     BranchRequest,
@@ -19,7 +20,7 @@ from averaging.branches import (
 )
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.messages import Knock
-from averaging.record import Survivor, found, void_record
+from averaging.record import Record, Survivor, found, void_record
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 from dht.wire import digest
@@ -237,6 +238,24 @@ def test_a_round_that_becomes_final_while_a_branch_is_fetched_stays(monkeypatch:
     with pytest.raises(ProtocolError) as caught:
         branches.take(mine, OTHER, heavier.segment(4))
     assert caught.value.refusal is Refusal.EQUIVOCATION
+
+
+def test_a_branch_that_was_found_lighter_is_not_verified_again(monkeypatch: pytest.MonkeyPatch):
+    base = trunk()
+    mine, lighter = side(base, LEFT, 5), side(base, RIGHT, 1, 1)
+    branches, verified = Branches(), []
+    real = Chain.append
+
+    def append(chain: Chain, record: Record, certificate: Certificate) -> None:
+        verified.append(record.round)
+        real(chain, record, certificate)
+
+    monkeypatch.setattr(Chain, "append", append)
+    for _ in range(3):
+        assert branches.take(mine, OTHER, lighter.segment(3)) == (mine, [mine.segment(3)])
+    assert verified == [4, 5, 6]
+    worth(lighter, 9, RIGHT)
+    assert branches.take(mine, OTHER, lighter.segment(3))[0].tip == lighter.tip, "it grew, and is weighed again"
 
 
 def test_what_hangs_in_the_air_is_asked_for_from_where_it_begins():

@@ -40,7 +40,9 @@ def identity(index: int) -> Identity:
     return Identity(bytes([7] * 31 + [index + 1]))
 
 
-def tiny_manifest(peers: int, limits: dict[str, float] | None = None, **train: Any) -> Manifest:
+def tiny_manifest(
+    peers: int, limits: dict[str, float] | None = None, recovery_after: float = 600.0, **train: Any
+) -> Manifest:
     """A model of 11 thousand parameters: three chunks of one Hadamard block each, and the trailer."""
     config = {"model_type": "llama", "vocab_size": 257, "max_position_embeddings": 32, "tie_word_embeddings": True}
     phases = ("join", "shares", "train", "upload", "survivors", "unmask", "sums", "commit")
@@ -53,7 +55,7 @@ def tiny_manifest(peers: int, limits: dict[str, float] | None = None, **train: A
         model=Model(config=config | SIZES, seed=3),
         data=Data(sequence_length=SEQUENCE),
         train=Train(**settings | train),
-        cohort=Cohort(target=peers, minimum=3, deadlines=Deadlines(**deadlines)),
+        cohort=Cohort(target=peers, minimum=3, recovery_after=recovery_after, deadlines=Deadlines(**deadlines)),
         codec=Codec(chunk_elements=4096),
     )
 
@@ -82,6 +84,7 @@ class Network:
     def __init__(self) -> None:
         self.ports: dict[PeerId, Port] = {}
         self.gone: set[PeerId] = set()
+        self.cut: set[tuple[PeerId, PeerId]] = set()
         self.sent: list[tuple[PeerId, PeerId, bytes]] = []
         self.refused: list[tuple[PeerId, PeerId, ProtocolError]] = []
         self.requests: list[tuple[PeerId, PeerId, Any]] = []
@@ -94,6 +97,8 @@ class Network:
         return self.ports[peer]
 
     def reach(self, sender: PeerId, to: PeerId) -> Port:
+        if (sender, to) in self.cut:
+            raise UnreachableError(f"no way to {to.short}")
         if to in self.gone or sender in self.gone or to not in self.ports or self.ports[to].on_frame is None:
             raise UnreachableError(f"{to.short} is not there")
         return self.ports[to]

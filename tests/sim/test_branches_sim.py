@@ -185,7 +185,7 @@ def test_who_changed_its_branch_uploads_nothing_in_rounds_it_worked_on():
     swarm.start(swarm.order[8:])  # two more on the other side: its rounds have more tokens
     light, heavy = (lambda: swarm.chain(one[0])), (lambda: swarm.chain(other[0]))
     weights = lambda: (tokens_after(light(), 2), tokens_after(heavy(), 2))  # noqa: E731
-    assert swarm.run(lambda: branched(swarm, one[0]) and weights()[1] > weights()[0] + 1500, 90)
+    assert swarm.run(lambda: branched(swarm, one[0]) and weights()[1] > weights()[0] + 900, 90)
     swarm.cut(*[[peer] for peer in other])  # now it stands still
     assert swarm.run(lambda: light().head.round > heavy().head.round + 2, 60)
     assert weights()[0] < weights()[1]
