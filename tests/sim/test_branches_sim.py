@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
 from averaging.ballots import PRECOMMIT, Ballot, Decision, Gossip
 from averaging.branches import tokens_after
 from averaging.chain import Chain, ChainSegment
+from averaging.messages import Receipt
 from averaging.params import honest_witness
 from dht.envelope import Envelope
 from dht.identity import PeerId
@@ -26,6 +27,7 @@ class Split(Swarm):
         super().__init__(peers, seed, **{"recovery_after": AFTER, **changes})
         self.fired: Counter[str] = Counter()
         self.rolled_back: dict[PeerId, int] = {}
+        self.uploads: dict[int, set[PeerId]] = defaultdict(set)
         self.on_event = self.count
         for peer in self.peers.values():
             peer.speed = 0.5
@@ -36,9 +38,9 @@ class Split(Swarm):
         if name == "rolled back":
             self.rolled_back[peer.id] = peer.guard.forsaken(self.run_id)
         if name == "upload" and peer.participant is not None:
-            assert peer.participant.round > self.rolled_back.get(peer.id, 0), (
-                "uploaded again in a round of both branches"
-            )
+            number = peer.participant.round
+            assert number > self.rolled_back.get(peer.id, 0), "uploaded in a round of both branches"
+            self.uploads[number].add(peer.id)
 
     def until_first(self, rounds: int = 1) -> None:
         """Start, and go through the first rounds."""
@@ -91,6 +93,10 @@ class Split(Swarm):
         """Cut all links between sides."""
         for side in sides:
             self.partition(set(side))
+
+
+def _is(frame: bytes, kind: type) -> bool:
+    return frame[0] == 0x01 and isinstance(decode_as(Envelope, frame).message(), kind)
 
 
 def branched(swarm: Split, peer: PeerId) -> bool:
@@ -185,15 +191,22 @@ def test_who_changed_its_branch_uploads_nothing_in_rounds_it_worked_on():
     swarm.start(swarm.order[8:])  # two more on the other side: its rounds have more tokens
     light, heavy = (lambda: swarm.chain(one[0])), (lambda: swarm.chain(other[0]))
     weights = lambda: (tokens_after(light(), 2), tokens_after(heavy(), 2))  # noqa: E731
-    assert swarm.run(lambda: branched(swarm, one[0]) and weights()[1] > weights()[0] + 900, 90)
+    assert swarm.run(lambda: branched(swarm, one[0]) and weights()[1] > weights()[0] + 1400, 90)
     swarm.cut(*[[peer] for peer in other])  # now it stands still
     assert swarm.run(lambda: light().head.round > heavy().head.round + 2, 60)
     assert weights()[0] < weights()[1]
+    # Stop the other one, too, in a round in which everybody uploaded and nobody opened anything.
+    swarm.tamper = lambda sender, to, frame: None if _is(frame, Receipt) else frame
+    assert swarm.run(lambda: swarm.uploads[light().head.round + 1] >= set(one), 60)
     known = {peer: swarm.peers[peer].participant.round for peer in one}
+    (stuck,) = set(known.values())
+    assert all(swarm.peers[peer].guard.has_opened(swarm.run_id, stuck) is None for peer in one)
     swarm.heal()
     assert swarm.run(swarm.united, 60)
+    swarm.tamper = lambda sender, to, frame: frame
+    assert swarm.run(lambda: heavy().head.round > stuck, 90)
     assert swarm.rolled_back.keys() == known.keys()
-    assert all(swarm.rolled_back[peer] >= known[peer] > light().head.round for peer in one)
+    assert all(swarm.rolled_back[peer] >= stuck for peer in one)
     before = swarm.fired["upload"]
     assert swarm.goes_on(2)
     assert swarm.fired["upload"] > before
