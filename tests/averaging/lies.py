@@ -28,14 +28,14 @@ def sums_wrongly(cohort: Any, chunks: Callable[[int], bool] = lambda chunk: True
     cohort.sums.computed = computed
 
 
-def wrong_sum_net(n: int = 5, liar: int = 2, dead: int | None = None, **changes: Any) -> CohortNet:
-    """A cohort under full audit, run to its end, with a reducer that signs a wrong sum of its first chunk."""
+def wrong_sum_net(n: int = 5, liar: int = 2, dead: int | None = None, place: int = 0, **changes: Any) -> CohortNet:
+    """A cohort under full audit, run to its end, with a reducer that signs a wrong sum of one of its chunks."""
     net = CohortNet(n, **{"audit_share": 1.0, **changes})
     for i, node in enumerate(net.nodes):
         node.cohort = net.make_cohort(i)
     if dead is not None:
         net.plan = {dead: ("Upload", 1)}
-    first = net.nodes[liar].cohort.duties.of(liar)[0]
+    first = net.nodes[liar].cohort.duties.of(liar)[place]
     sums_wrongly(net.nodes[liar].cohort, lambda chunk: chunk == first)
     return net.run()
 

@@ -167,6 +167,26 @@ def record_vectors() -> dict[str, Any]:
     }
 
 
+def evidence_vectors() -> list[dict[str, Any]]:
+    """One piece of evidence of each kind, small ones, with what it proves."""
+    from averaging.evidence import name_of, verify
+    from averaging.messages import Manifest
+    from dht.wire import encode
+    from tests.averaging.lies import two, wrong_seed, wrong_sum_net
+
+    sid = stream("sid", 32)
+    manifests = (Manifest(sid, 5, (stream("one", 32),)), Manifest(sid, 5, (stream("other", 32),)))
+    net = wrong_sum_net(3, 2, place=-1)  # of the trailer, whose chunk has 32 bytes
+    wrong_sum = next(frame for node in net.nodes for frame in node.cohort.proofs)
+    rows = []
+    for frame in (encode(two(*manifests)), wrong_sum, encode(wrong_seed(3, 1))):
+        proof = verify(frame)
+        row = {"kind": proof.kind, "accused": str(proof.accused), "round": proof.round}
+        row |= {"run": proof.run.hex(), "sid": proof.sid.hex()}
+        rows.append(row | {"name": name_of(frame).hex(), "frame": frame.hex()})
+    return rows
+
+
 VECTORS: dict[str, Callable[[], Any]] = {
     "shamir": shamir_vectors,
     "keys": keys_vectors,
@@ -174,6 +194,7 @@ VECTORS: dict[str, Callable[[], Any]] = {
     "rotation": rotation_vectors,
     "encoding": encoding_vectors,
     "record": record_vectors,
+    "evidence": evidence_vectors,
 }
 
 
