@@ -16,6 +16,7 @@ import numpy as np
 
 from averaging import collecting, convening, dealing, keys, masking, reducing
 from averaging.bulk import BulkKind, Chunk
+from averaging.checking import Checking
 from averaging.cohort import Cohort
 from averaging.guard import SqliteGuard
 from averaging.sums import Sums
@@ -149,3 +150,10 @@ def early_audit() -> AbstractContextManager[None]:
 def anybodys_sums() -> AbstractContextManager[None]:
     """A sum is taken from whoever signs it, and not from its reducer or who stands in for it."""
     return _patched((Cohort, "_counts", lambda self, author, chunk: True))
+
+
+def no_audits() -> AbstractContextManager[None]:
+    """Sums count without their auditors' word, and whatever these find."""
+    return _patched(
+        (Checking, "audited", property(lambda self: self.sums.complete)), (Checking, "_report", lambda self: [])
+    )

@@ -42,6 +42,7 @@ from dht.errors import ProtocolError, Refusal
 from dht.wire import digest, encode
 from tests.averaging import mutations
 from tests.averaging.cohort_net import HEAD, RUN, CohortNet, identity, make_secrets, sign_joins, small_params
+from tests.averaging.lies import wrong_sum_net
 
 
 class RuleBrokenError(AssertionError):
@@ -414,6 +415,13 @@ def sums_count_only_from_who_owes_them() -> None:
     net.check_sums([i for i in range(8) if i != liar])
 
 
+def what_is_audited_counts_only_when_it_is_right() -> None:
+    """Under full audit a reducer signs one wrong sum: nobody honest goes by it."""
+    net = wrong_sum_net(5, liar=2)
+    honest = [node.cohort for i, node in enumerate(net.nodes) if i != 2]
+    rule(not any(cohort.audited for cohort in honest), "a member goes by sums of which one was found wrong")
+
+
 RULES: dict[str, tuple[Callable[[], None], tuple[Callable[[], Any], ...]]] = {
     scenario.__name__: (scenario, broken)
     for scenario, *broken in (
@@ -431,6 +439,7 @@ RULES: dict[str, tuple[Callable[[], None], tuple[Callable[[], Any], ...]]] = {
         (no_keystream_is_used_twice, mutations.one_counter, mutations.old_keys),
         (the_audit_seed_opens_after_all_sums_are_signed, mutations.early_audit, mutations.anybodys_sums),
         (sums_count_only_from_who_owes_them, mutations.anybodys_sums),
+        (what_is_audited_counts_only_when_it_is_right, mutations.no_audits),
     )
 }
 BROKEN = {
