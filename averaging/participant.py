@@ -262,7 +262,7 @@ class Participant(Holdings):
         if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest | Present | Recover) and round_ > 0:
             decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
             return [Send(sender, self._seal(decision, round_))] if decision else []
-        if isinstance(message, Decision | Audited):
+        if isinstance(message, Decision | Audited | Attest):  # the last ones often come when all is decided
             return []
         raise ProtocolError(Refusal.STALE, f"{type(message).__name__} of round {round_}")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from averaging.actions import Send
+from averaging.auditing import Audited
 from averaging.ballots import Decision
 from averaging.bulk import BulkKind, Chunk
 from averaging.chain import ChainRequest, ChainSegment, unpack
@@ -85,10 +86,16 @@ def test_another_run_a_forged_signature_and_a_false_sender(seen):
     assert refusal(lambda: seen.me.receive(other, encode(Knock(1, bytes(32))))) is Refusal.UNEXPECTED
 
 
-@pytest.mark.parametrize("cls", [Receipt, Vote, Manifest, SumHashes, Attest])
+@pytest.mark.parametrize("cls", [Receipt, Vote, Manifest, SumHashes])
 def test_what_was_said_in_an_older_round_is_stale(seen, cls):
     sender, frame = seen.old(cls)
     assert refusal(lambda: seen.me.receive(sender, frame)) is Refusal.STALE
+
+
+@pytest.mark.parametrize("cls", [Attest, Audited])
+def test_the_last_words_of_a_round_may_come_when_it_is_decided(seen, cls):
+    sender, frame = seen.old(cls)
+    assert seen.me.receive(sender, frame) == []
 
 
 def test_who_still_works_on_a_decided_round_gets_its_outcome(seen):
