@@ -18,10 +18,14 @@ from averaging.auditing import Audited, Unshown
 from averaging.bulk import BulkKind, Chunk
 from averaging.checking import Checking
 from averaging.dealing import MisdealtError, Seed
+from averaging.layout import RingArray
 from averaging.messages import Manifest, Missing, Ready, Receipt, SumHashes, Unmask
 from averaging.params import tolerated
+from averaging.plausible import ImplausibleSumError, check_range, check_totals
 from averaging.reducing import Opening
+from averaging.scales import levels
 from averaging.survivors import bitmap, vote_digest
+from averaging.trailer import unpack
 from averaging.work import CohortAction, Reduce, Transfer, Upload
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
@@ -74,10 +78,29 @@ class Cohort(Checking):
         assert self.opening is not None
         ring = self.inputs.sum(chunk, self.certified.survivors)
         self.opening.unmask(chunk, ring)
+        if not self.roster.alone:  # among others nobody but a chunk's reducer sees its cohort's sum
+            self._check_plausible(chunk, ring)
         self.sums.computed(chunk, self.me, ring)
 
+    def _check_plausible(self, chunk: int, ring: RingArray) -> None:
+        assert self.certified is not None
+        survivors = self.certified.survivors
+        try:
+            if chunk == self.layout.trailer:
+                tokens = sum(self.r3.manifests[i][0].tokens for i in survivors)
+                check_totals(unpack(ring, len(survivors)), tokens)
+            else:
+                check_range([ring], levels(self.layout.ring_bits, self.roster.largest), len(survivors))
+        except ImplausibleSumError as error:
+            self._implausible = error.message
+
     def reduced(self, chunks: tuple[int, ...]) -> list[CohortAction]:
-        """The chunks of a `Reduce` are done: sign their hashes for everybody."""
+        """The chunks of a `Reduce` are done: sign their hashes for everybody.
+
+        Sums that honest members cannot have made are not signed: the cohort fails, and the others go on without it.
+        """
+        if self._implausible is not None:
+            return self._fail(self._implausible)
         message = SumHashes(self.sid, chunks, tuple(self.sums.digest_of(c) for c in chunks))
         self._done.add("reduced")
         return self._broadcast(message) + self._advance()

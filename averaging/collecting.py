@@ -100,6 +100,7 @@ class Collecting:
         self.certified: Certified | None = None
         self.tokens: int | None = None
         self.failed: Failed | None = None
+        self._implausible: str | None = None
 
     def is_ready(self, peer: PeerId) -> bool:
         """Whether a member said that it holds everybody's shares."""

@@ -60,6 +60,18 @@ def test_masks_that_do_not_cancel_void_the_round_and_change_no_model(which: str)
     arena.goes_on(2)
 
 
+def test_among_several_cohorts_the_one_whose_masks_do_not_cancel_is_left_out() -> None:
+    """Its trailer shows it, and is not signed; the others' sum stands, and all twelve end on it."""
+    arena = started(12, target=4)
+    liar = arena.order[5]
+    plot = arena.corrupt(WrongMasks("self"), liar)
+    arena.goes_on(2)
+    assert plot.told["masked"] > 0
+    chosen = [record for r in (2, 3) for record in arena.records[r].values() if not record.void]
+    assert chosen and any(len(record.survivors) == 8 for record in chosen)
+    assert not any(liar in record.members() for record in chosen if len(record.survivors) == 8)
+
+
 class AnyNumbers(Plot):
     """Uploads numbers of its choice: a value beyond the clip where that stays below what all can reach, or beyond."""
 
