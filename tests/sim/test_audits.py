@@ -274,3 +274,18 @@ def test_an_audit_costs_an_honest_round_less_than_two_round_trips():
         assert arena.run(lambda arena=arena: arena.reached(1), 60)
         times.append(ends[0])
     assert times[0] <= times[1] <= times[0] + 2 * 0.05 + 0.02
+
+
+def test_a_wrong_sum_in_one_of_several_cohorts_costs_that_cohort_only():
+    arena = started(12, seed=4, audit_share=1.0, target=6, minimum=5, layout=Layout(8 * 4096 - 7, 16, 4096))
+    liar = arena.order[5]
+    plot = arena.corrupt(WrongSums(1), liar)
+    assert arena.run(lambda: arena.reached(2, arena.honest), 300)
+    assert plot.told["wrong sum"] == 1
+    assert WRONG_SUM in kinds(arena, liar)
+    assert not decided(arena, 2).void
+    assert len(decided(arena, 2).left_out) == 1 and liar not in decided(arena, 2).members()
+    assert arena.run(lambda: arena.reached(3, arena.honest), 300)
+    assert set(decided(arena, 3).members()) == set(arena.honest)
+    arena.check()
+    check_proofs(arena)
