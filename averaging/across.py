@@ -8,25 +8,29 @@ that aborted end with the same totals as everybody else. Timers come in as `time
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from averaging.actions import Note, Send, SetTimer, TimerKey
 from averaging.aggregate import Aggregate, result_of, survivors_of
 from averaging.bulk import BulkKind, Chunk
+from averaging.chain import Tip
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
 from averaging.coordinating import Coordinating
+from averaging.evidence import WrongTotal
 from averaging.guard import Guard
 from averaging.messages import Included, Inclusion, InclusionVote, Result, TotalHash, Wanted
 from averaging.params import TOTAL_TURNS, RunParams
 from averaging.reducing import Duties
 from averaging.roster import CheckedRoster
-from averaging.totals import Owners, Totals, make_part, make_total, open_part
+from averaging.totals import Owners, Totals, make_total
+from averaging.wide import make_part, open_part
 from averaging.work import AddUp, CohortAction, Transfer
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.transport import Part
+from dht.wire import encode
 
 _REQUESTS = 16
 """Wanted messages that one peer may send in one roster."""
@@ -35,7 +39,7 @@ _REQUESTS = 16
 class Across(Coordinating):
     """One member's part in summing one roster's cohorts."""
 
-    TIMERS = ("include", "result", "totals", "across")
+    TIMERS = ("include", "result", "totals", "across", "recount")
 
     def __init__(
         self,
@@ -45,8 +49,12 @@ class Across(Coordinating):
         committee: tuple[PeerId, ...],
         guard: Guard,
         cohort: Cohort,
+        tip: Tip,
+        urandom: Callable[[int], bytes],
     ) -> None:
+        """`tip`: the chain's, from which roster and committee follow. `urandom` picks the totals that I recount."""
         super().__init__(params, identity, roster, committee, guard)
+        self._tip, self._urandom = tip, urandom
         self.cohort, self._index = cohort, roster.index
         self.owners = Owners(params.layout, roster)
         self.totals = Totals(params.layout, params.run, roster, self.owners)
@@ -57,6 +65,8 @@ class Across(Coordinating):
         self._early: dict[tuple[PeerId, BulkKind, int, int], Chunk] = {}
         self._wanting: dict[int, set[PeerId]] = defaultdict(set)
         self._asked: dict[PeerId, int] = defaultdict(int)
+        self._recounts: set[int] = set()
+        """Chunks whose total, made by another head, I shall add up myself. Nobody else knows which."""
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -114,6 +124,9 @@ class Across(Coordinating):
             return self._fail("the sums of the cohorts were not added up in time") if not self.complete else []
         if key[0] == "totals":
             return self._late_totals(key[2] & 0xFF)
+        if key[0] == "recount":
+            self._recounts.clear()  # what nobody shows in time cannot be checked, and proves nothing
+            return []
         return [*self._coordinate_timeout(key), *self.advance()]
 
     def suspect(self, peer: PeerId) -> list[CohortAction]:
@@ -141,6 +154,9 @@ class Across(Coordinating):
         actions: list[CohortAction] = []
         for c in chunks:
             digest, words = self._added.pop(c)
+            if self.totals.holds(c):
+                self._recounted(c, digest)
+                continue
             payload = make_total(self._seal(TotalHash(self.sid, c, digest)), words)
             self.totals.drop_parts(c)
             if self.totals.add(self._index, c, payload):
@@ -194,6 +210,7 @@ class Across(Coordinating):
             return self._fail("no cohort came to a sum")
         self.owners.included = tuple(result.cohort for result in self.results)
         actions: list[CohortAction] = [SetTimer(self._key("totals"), self.params.deadlines.sums)]
+        self._pick_recounts()
         early, self._early = self._early, {}
         for key, chunk in early.items():
             try:
@@ -243,14 +260,19 @@ class Across(Coordinating):
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"a part of cohort {chunk.member} from {sender.short}")
         if chunk.index not in self._mine:
             raise ProtocolError(Refusal.UNEXPECTED, f"chunk {chunk.index} is not mine to add up")
-        if self.totals.holds(chunk.index):
+        if self.totals.holds(chunk.index) and chunk.index not in self._recounts:
             return []
-        data = open_part(self.params.layout, chunk.index, chunk.data, result)
-        return [AddUp(self.sid, (chunk.index,))] if self.totals.add_part(chunk.member, chunk.index, data) else []
+        data = open_part(result, chunk.index, chunk.data)
+        if len(data) != self.params.layout.chunk_bytes(chunk.index):
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a sum of chunk {chunk.index} with {len(data)} bytes")
+        whole = self.totals.add_part(chunk.member, chunk.index, data, chunk.data)
+        return [AddUp(self.sid, (chunk.index,))] if whole else []
 
     def _on_total(self, chunk: Chunk) -> list[CohortAction]:
         if not self.totals.add(chunk.member, chunk.index, chunk.data):
             return []
+        if chunk.index in self._recounts:
+            return [*self._pass_on(chunk.index), *self._recount(chunk.index)]
         self.totals.drop_parts(chunk.index)
         return self._pass_on(chunk.index)
 
@@ -321,6 +343,62 @@ class Across(Coordinating):
         for owner in sorted(gone):
             actions += self.cohort.replace_reducer(owner)
         return actions
+
+    # --- recounting what other heads added up -------------------------------------------------------------------
+
+    @property
+    def audited(self) -> bool:
+        """Whether the totals that I recount were found right, or could not be checked in time."""
+        return self.failed is None and not self._recounts
+
+    def names(self, sid: bytes) -> bool:
+        """Whether this sid is the round's or an included cohort's."""
+        return sid == self.sid or any(self.roster.cohort_sid(k) == sid for k in self.owners.included)
+
+    def _pick_recounts(self) -> None:
+        """Of the chunks that I own, each with such a chance that `audit_share` of all totals are recounted.
+
+        By members of the committee: only they are waited for before anything is certified.
+        """
+        committee = set(self.committee)
+        for c in sorted(self._mine):
+            able = [peer for peer in self.owners.heads(c)[1:] if peer in committee]
+            if self.me in able:
+                chance = 1 - (1 - self.params.audit_share) ** (1 / len(able))
+                if int.from_bytes(self._urandom(4), "big") < chance * 2**32:
+                    self._recounts.add(c)
+
+    def _recount(self, chunk: int) -> list[CohortAction]:
+        """Ask the owners of a chunk in the included cohorts for their sums: only who may be its head gets them."""
+        wanted = self._seal(Wanted(self.sid, (), (chunk,)))
+        owners = [peer for peer in self.owners.heads(chunk) if peer != self.me]
+        timer = SetTimer(self._key("recount"), 3 * self.params.deadlines.unmask)
+        asked: list[CohortAction] = [timer, *[Send(peer, wanted) for peer in owners]]
+        if chunk in self.cohort.sums.authored(self.cohort.me):
+            asked += self._on_part(self.me, self.payload(BulkKind.PART, chunk))
+        return asked
+
+    def _recounted(self, chunk: int, digest: bytes) -> None:
+        """Compare a total that I added up myself with the signed one; a difference is evidence."""
+        self._recounts.discard(chunk)
+        signed, envelope = self.totals.said(chunk)
+        if digest != signed and self._message is not None and self.cohort.seating is not None:
+            tip = self._tip
+            evidence = WrongTotal(
+                self.cohort.seating.roster,
+                len(self.roster.cohorts),
+                encode(tip.electors),
+                tip.head.round - tip.electors.round,
+                self._message,
+                envelope,
+                tuple(bytes(payload) for payload in self.totals.payloads(chunk)),
+            )
+            self.cohort.proofs.append(encode(evidence))
+        self.totals.drop_parts(chunk)
+
+    def give_up(self, reason: str) -> list[CohortAction]:
+        """Somebody is proven to have lied so that nothing good can come of these totals."""
+        return [] if self.failed is not None else self._fail(reason)
 
     def abandon(self) -> list[CohortAction]:
         """Too many of the committee never saw this roster: no set of cohorts can get a quorum of votes."""

@@ -70,7 +70,7 @@ def result_of(cohort: Cohort, root: bytes) -> Result:
     assert certified is not None
     tokens = tuple(cohort.r3.manifests[i][0].tokens for i in certified.survivors)
     survivors, reducers = bitmap(certified.survivors), bitmap(certified.reducers)
-    return Result(roster.round_sid, roster.index, survivors, reducers, tokens, root)
+    return Result(roster.round_sid, roster.index, survivors, reducers, tokens, cohort.layout.total_chunks, root)
 
 
 def survivors_of(roster: CheckedRoster, duties: Sequence[Duties], results: Sequence[Result]) -> tuple[Survivor, ...]:

@@ -46,6 +46,11 @@ class Attestations:
             self._records[value] = decode_as(Record, attest.record)
         self._envelopes[sender] = envelope
 
+    @property
+    def by(self) -> set[PeerId]:
+        """Who has attested anything."""
+        return set(self._of)
+
     def witnessed(self) -> Record | None:
         """The record that a quorum of the committee attests, if there is one and I know it."""
         for value, record in self._records.items():

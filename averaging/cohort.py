@@ -435,7 +435,7 @@ class Cohort(Checking):
             return self._advance()
         again = SetTimer(self._key("sums", turn + 1), self.params.deadlines.sums)
         self.sums.asked = True
-        ask = self._broadcast(Missing(self.sid, missing))
+        ask = self._broadcast(Missing(self.sid, missing)) if missing else []
         self._suspects |= {i for i in late if not self.sums.signed_by(i)}
         return [again, *ask, *self._stand_in(late, turn), *self._advance()]
 

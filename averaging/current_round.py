@@ -18,7 +18,7 @@ from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
 from averaging.convening import Convening
-from averaging.evidence import TWO_ROSTERS, WRONG_SUM, Proof
+from averaging.evidence import TWO_ROSTERS, WRONG_SUM, WRONG_TOTAL, Proof
 from averaging.guard import Guard
 from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
 from averaging.params import MAX_MEMBERS, RunParams, honest_witness
@@ -142,7 +142,7 @@ class CurrentRound:
         if isinstance(message, Attest):
             self._witness.compare(sender, message, frame)
             self._attested.add(sender, message, envelope)
-            return self._track([*self.agreement.revalidate(), *self._after_agreement()])
+            return self._track([*self._all_attested(), *self.agreement.revalidate(), *self._after_agreement()])
         if isinstance(message, Join):
             return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
         if isinstance(message, Closed):
@@ -168,6 +168,8 @@ class CurrentRound:
             return self._track([*self.agreement.timeout(key), *self._after_agreement()])
         if name in ("join", "roster"):
             return self._track(self.convening.timeout(key) if self.convening else [])
+        if name == "attests":
+            return self._track([] if self._agreeing or self._failed() else self._begin_to_agree())
         if name == "give-up":
             return self._track(self._give_up())
         if name == "fetch" and self._held is not None:
@@ -200,7 +202,8 @@ class CurrentRound:
         record, cohort = self._computed, self.cohort
         if record is None or cohort is None or self._attested.mine is not None:
             return []
-        if self.across is None and not cohort.audited:  # among others, only audited cohorts have a result
+        # Among others, only audited cohorts have a result; there the totals are recounted, too.
+        if not (cohort if self.across is None else self.across).audited:
             return []
         self._attested.mine = record
         frame = encode(record)
@@ -209,8 +212,25 @@ class CurrentRound:
         self._attested.add(self._identity.peer_id, attest, envelope)
         mine = self._identity.peer_id
         sends = [Send(peer, envelope) for peer in self.committee if mine in self.committee and peer != mine]
-        timer = SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit)
-        return [*sends, timer, *self._agree()]
+        commit = self.params.deadlines.commit
+        if self._awaits_attestations():
+            return [*sends, SetTimer(("attests", self.number, 0), commit)]
+        return [*sends, *self._begin_to_agree()]
+
+    def _begin_to_agree(self) -> list[ParticipantAction]:
+        return [SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit), *self._agree()]
+
+    def _all_attested(self) -> list[ParticipantAction]:
+        """What follows if nobody's attestation is waited for any more."""
+        ready = self._attested.mine is not None and not self._agreeing and self._failed() is None
+        return self._begin_to_agree() if ready and not self._awaits_attestations() else []
+
+    def _awaits_attestations(self) -> bool:
+        """Across cohorts, whoever recounts totals attests last, and nobody knows who that is: so all are waited for."""
+        if self.across is None or self._identity.peer_id not in self.committee:
+            return False
+        present = set(self.committee) & set(self.across.roster.everybody) - self._gone
+        return not present <= self._attested.by
 
     def rejected(self) -> Sequence[ParticipantAction]:
         """The cohort's sums are not to be applied: nobody honest attests them, so the round will be void."""
@@ -224,7 +244,7 @@ class CurrentRound:
             actions += self.convening.suspect(peer)
         if self.cohort is not None:
             actions += self.cohort.suspect(peer)
-            actions += self.across.suspect(peer) if self.across is not None else []
+            actions += [*self.across.suspect(peer), *self._all_attested()] if self.across is not None else []
             actions += self.advance()
         return self._track(actions)
 
@@ -268,8 +288,11 @@ class CurrentRound:
         if self.convening is not None:
             actions += self.convening.accuse(proof.accused)
         cohort = self.cohort
-        if proof.round == self.number and proof.kind == WRONG_SUM:
+        if proof.round == self.number and proof.kind in (WRONG_SUM, WRONG_TOTAL):
             self._attested.refuted.add(proof.sid)
+            if self.across is not None and self.across.names(proof.sid):
+                self._attested.refuted.add(self.across.sid)
+                actions += self.across.give_up(proof.text)
             actions += [*self.agreement.reconsider(), *self._after_agreement()]
             if cohort is None:
                 actions += self._give_up()
@@ -306,7 +329,16 @@ class CurrentRound:
         actions += [SetTimer(("give-up", self.number, 0), longest), *self.convening.pass_on(seating)]
         self.across = None
         if not roster.alone:
-            self.across = Across(self.params, self._identity, roster, self.committee, self._guard, self.cohort)
+            self.across = Across(
+                self.params,
+                self._identity,
+                roster,
+                self.committee,
+                self._guard,
+                self.cohort,
+                self._chain.tip,
+                self._urandom,
+            )
             actions += self.across.start()
         actions += self.cohort.start()
         if self._tokens is not None:

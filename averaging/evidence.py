@@ -1,7 +1,8 @@
 """Evidence: what proves a peer's lie to anybody who has the file and nothing else.
 
-Three kinds. A *contradiction* is two messages that one peer signed for one place (`claims`), where only one may stand.
-A *wrong sum* shows all that a reducer's sum of one chunk follows from, and the hash that it signed instead. A *wrong
+Four kinds. A *contradiction* is two messages that one peer signed for one place (`claims`), where only one may stand.
+A *wrong sum* shows all that a reducer's sum of one chunk follows from, and the hash that it signed instead; a *wrong
+total* the same of a sum across cohorts. A *wrong
 seed* shows shares that a dealer committed to and that open another seed than the one it published. Each is one frame,
 canonical like every message, so that its digest is its name. An honest peer's guard keeps it from ever signing what
 could stand here; see `docs/decisions/0012-audits-and-evidence.md` for why publishing this harms nobody.
@@ -18,11 +19,14 @@ import numpy as np
 from averaging import shamir
 from averaging.ballots import KIND_NAMES, Ballot, Proposal
 from averaging.bulk import MAX_CHUNK_BYTES
+from averaging.certificate import draw_committee
 from averaging.dealing import SHARE_BYTES, Seed, fits, share_digest
+from averaging.inclusion import check_included
 from averaging.layout import RING_DTYPES, RingArray
 from averaging.masking import unmask
 from averaging.messages import (
     Attest,
+    Included,
     Manifest,
     Ready,
     Receipt,
@@ -31,14 +35,17 @@ from averaging.messages import (
     Shares,
     SumHashes,
     Survivors,
+    TotalHash,
     Unmask,
     Vote,
 )
-from averaging.params import MAX_MEMBERS, threshold
+from averaging.params import MAX_COHORTS, MAX_MEMBERS, threshold
+from averaging.record import RECORD_CAP, Record, void_record
 from averaging.reducing import mask_keys
-from averaging.roster import CheckedRoster, read_seating
+from averaging.roster import CheckedRoster, read_roster, read_seating
 from averaging.shamir import SECRET_BYTES
 from averaging.survivors import SurvivorCertificate
+from averaging.wide import add_up, open_part
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
@@ -46,7 +53,7 @@ from dht.wire import U8, U16, U32, Count, Length, Range, decode, decode_as, dige
 
 EVIDENCE_CAP = 48 << 20
 """Most bytes of one piece: 64 masked chunks of half a MiB, and what binds them."""
-WRONG_SUM, WRONG_SEED, TWO_ROSTERS = "wrong sum", "wrong seed", "two rosters"
+WRONG_SUM, WRONG_TOTAL, WRONG_SEED, TWO_ROSTERS = "wrong sum", "wrong total", "wrong seed", "two rosters"
 _SID_CLAIMS = (Manifest, Receipt, Ready, Vote, Unmask)
 _NAMES = {Attest: "attestations", SumHashes: "sums", Survivors: "survivor sets", Shares: "sets of shares"}
 
@@ -106,7 +113,25 @@ class WrongSeed:
     held: Annotated[tuple[HeldShare, ...], Count(1, MAX_MEMBERS)]
 
 
-Evidence: TypeAlias = Contradiction | WrongSum | WrongSeed
+@message(tag=0x27, cap=EVIDENCE_CAP)
+@dataclass(frozen=True, slots=True)
+class WrongTotal:
+    """The cohorts' sums of one chunk, each with its proof under the root that was included, and another total's hash.
+
+    `electors` is the last record before the round that is not void, `voids` how many void ones followed: from it
+    come the roster's head and the committee whose votes are in `included`.
+    """
+
+    roster: Annotated[bytes, Length(64, 480_256)]
+    cohorts: U16
+    electors: Annotated[bytes, Length(2, RECORD_CAP)]
+    voids: U16
+    included: Included
+    total: Envelope  # the accused's TotalHash
+    parts: Annotated[tuple[Annotated[bytes, Length(1, MAX_CHUNK_BYTES)], ...], Count(1, MAX_COHORTS)]
+
+
+Evidence: TypeAlias = Contradiction | WrongSum | WrongTotal | WrongSeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +194,8 @@ def verify(frame: bytes, run: bytes | None = None, ring_bits: int | None = None)
         proof = _contradicts(evidence)
     elif isinstance(evidence, WrongSum):
         proof = _sums_wrong(evidence, ring_bits)
+    elif isinstance(evidence, WrongTotal):
+        proof = _totals_wrong(evidence, ring_bits)
     elif isinstance(evidence, WrongSeed):
         proof = _deals_wrong(evidence)
     else:
@@ -230,6 +257,29 @@ def _sums_wrong(evidence: WrongSum, ring_bits: int | None) -> Proof:
             raise ProtocolError(Refusal.UNEXPECTED, f"the sum that {accused.short} signed is right")
     text = f"{accused.short} signed a wrong sum of chunk {chunk} in round {roster.round}"
     return Proof(WRONG_SUM, accused, run, roster.round, roster.sid, text)
+
+
+def _totals_wrong(evidence: WrongTotal, ring_bits: int | None) -> Proof:
+    run, roster = read_roster(evidence.roster, evidence.cohorts)
+    electors = head = decode_as(Record, evidence.electors)
+    for _ in range(evidence.voids):
+        head = void_record(head)
+    if head.hash() != roster.head or electors.void:
+        raise ProtocolError(Refusal.BAD_HASH, "the roster follows from another record")
+    committee = draw_committee(electors.members(), roster.head)
+    results = check_included(evidence.included, roster, run, committee)
+    accused, said = evidence.total.check(run), decode_as(TotalHash, evidence.total.body)
+    if (evidence.total.round, said.sid, evidence.included.sid) != (roster.round, roster.round_sid, roster.round_sid):
+        raise ProtocolError(Refusal.STALE, "the total belongs to another roster")
+    if len(evidence.parts) != len(results) or len({result.chunks for result in results}) != 1:
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, "not one sum of this chunk for each included cohort")
+    parts = [open_part(result, said.chunk, part) for result, part in zip(results, evidence.parts, strict=True)]
+    last = said.chunk == results[0].chunks - 1
+    for bits in (32,) if last else (ring_bits,) if ring_bits else RING_DTYPES:
+        if sha256(add_up(parts, bits, counts=last)).digest() == said.hash:
+            raise ProtocolError(Refusal.UNEXPECTED, f"the total that {accused.short} signed is right")
+    text = f"{accused.short} signed a wrong total of chunk {said.chunk} in round {roster.round}"
+    return Proof(WRONG_TOTAL, accused, run, roster.round, roster.round_sid, text)
 
 
 def recompute(

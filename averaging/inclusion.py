@@ -25,7 +25,7 @@ from dht.wire import decode_as, digest, encode
 
 def failed_result(sid: bytes, cohort: int) -> Result:
     """What members say of a cohort that gives no sum."""
-    return Result(sid, cohort, 0, 0, (), bytes(32))
+    return Result(sid, cohort, 0, 0, (), 0, bytes(32))
 
 
 def inclusion_value(sid: bytes, results: Iterable[bytes]) -> bytes:

@@ -217,7 +217,7 @@ RESULT_CAP = 768
 @dataclass(frozen=True, slots=True)
 class Result:
     """What my cohort's aggregation came to: survivors, live reducers, the survivors' tokens in index order, and the
-    Merkle root over the hashes of its sums. All empty or zero: it failed.
+    Merkle root over the hashes of its `chunks` sums. All empty or zero: it failed.
     """
 
     sid: Bytes32  # the round's
@@ -225,6 +225,7 @@ class Result:
     survivors: Bitmap
     reducers: Bitmap
     tokens: Annotated[tuple[U32, ...], Count(0, MAX_MEMBERS)]
+    chunks: U32
     root: Bytes32
 
 

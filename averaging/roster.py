@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -170,19 +170,25 @@ def read_seating(seating: Seating, index: int, count: int) -> tuple[bytes, Check
     Whether it was its signer's turn does not matter there: who took part in a sid checked it, and nobody else can have
     signed what names that sid. Raises ProtocolError.
     """
-    envelope = decode_as(Envelope, seating.roster)
+    run, bare = read_roster(seating.roster, count)
+    if index >= count:
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"no cohort {index} of {count} in this roster")
+    roster = decode_as(Roster, decode_as(Envelope, seating.roster).body)
+    members = _check_members(seating, tuple(roster.seats[i] for i in bare.cohorts[index]), run, roster)
+    return run, replace(bare, sid=cohort_sid(bare.round_sid, index, count), members=members, index=index)
+
+
+def read_roster(frame: bytes, count: int) -> tuple[bytes, CheckedRoster]:
+    """As `read_seating`, from the signed roster alone: who is in which cohort, without their keys (no `members`)."""
+    envelope = decode_as(Envelope, frame)
     run, roster = envelope.run, decode_as(Roster, envelope.body)
     envelope.check(run)
-    if envelope.round != roster.round or not index < count <= len(roster.seats):
-        raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"no cohort {index} of {count} in this roster")
-    cohorts = _ranges(len(roster.seats), count)
-    members = _check_members(seating, tuple(roster.seats[i] for i in cohorts[index]), run, roster)
+    if envelope.round != roster.round or not 1 <= count <= len(roster.seats):
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"no {count} cohorts in this roster")
     name = digest("roster", envelope.body)
     sid = digest("sid", run, roster.round.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
-    own = cohort_sid(sid, index, count)
-    return run, CheckedRoster(
-        roster.round, roster.attempt, roster.head, name, own, members, sid, roster.seats, cohorts, index
-    )
+    cohorts = _ranges(len(roster.seats), count)
+    return run, CheckedRoster(roster.round, roster.attempt, roster.head, name, sid, (), sid, roster.seats, cohorts, 0)
 
 
 def _check_members(seating: Seating, seats: tuple[Seat, ...], run: bytes, roster: Roster) -> tuple[Member, ...]:

@@ -8,7 +8,7 @@ spread over the included cohorts by chunk index; if one is gone the next cohort'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from averaging import wide
 from averaging.aggregate import IntegerArray
 from averaging.layout import Layout
-from averaging.messages import Result, TotalHash
+from averaging.messages import TotalHash
 from averaging.roster import CheckedRoster
 from dht import merkle
 from dht.envelope import Envelope
@@ -24,8 +24,6 @@ from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 from dht.transport import Part
 from dht.wire import decode_as, encode
-
-_HASH = 32
 
 
 class Owners:
@@ -57,24 +55,6 @@ class Owners:
         return tuple(c for c, reducer in enumerate(self._reducers[cohort]) if reducer == member)
 
 
-def make_part(data: Part, leaves: Sequence[bytes], chunk: int) -> bytes:
-    """A cohort's sum with its proof, as the payload of a PART frame."""
-    return b"".join((data, *merkle.proof(leaves, chunk)))
-
-
-def open_part(layout: Layout, chunk: int, payload: Part, result: Result) -> Part:
-    """The sum in a PART frame. Raises ProtocolError unless it is under the root that the cohort's members signed."""
-    if not 0 <= chunk < layout.total_chunks or len(payload) < layout.chunk_bytes(chunk):
-        raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a part of chunk {chunk} with {len(payload)} bytes")
-    view = memoryview(payload)
-    data, rest = view[: layout.chunk_bytes(chunk)], view[layout.chunk_bytes(chunk) :]
-    path = [bytes(rest[i : i + _HASH]) for i in range(0, len(rest), _HASH)]
-    leaf = merkle.leaf_hash(sha256(data).digest())
-    if merkle.root_from_proof(leaf, chunk, layout.total_chunks, path) != result.root:
-        raise ProtocolError(Refusal.BAD_HASH, f"the sum of chunk {chunk} is not what cohort {result.cohort} signed")
-    return data
-
-
 def make_total(signed: Envelope, words: Part) -> bytes:
     """The payload of a TOTAL frame; `signed` is an envelope with a TotalHash."""
     frame = encode(signed)
@@ -89,13 +69,15 @@ class Totals:
         self._frames: dict[int, tuple[int, Part]] = {}  # chunk -> (the head's cohort, payload)
         self._words: dict[int, tuple[bytes, Part]] = {}  # chunk -> (hash, wide words)
         self._parts: dict[int, dict[int, Part]] = {}
+        self._proven: dict[tuple[int, int], Part] = {}  # (cohort, chunk) -> sum and proof
         self.lost: tuple[int, ...] = ()
 
     # --- parts, at the head -------------------------------------------------------------------------------------
 
-    def add_part(self, cohort: int, chunk: int, data: Part) -> bool:
-        """Keep a cohort's checked sum; whether all included cohorts' sums of this chunk are here now."""
+    def add_part(self, cohort: int, chunk: int, data: Part, payload: Part) -> bool:
+        """Keep a cohort's checked sum, and the payload it came in; whether all included cohorts' are here now."""
         kept = self._parts.setdefault(chunk, {})
+        self._proven.setdefault((cohort, chunk), payload)
         fresh = kept.setdefault(cohort, data) is data
         return fresh and len(kept) == len(self._owners.included)
 
@@ -111,17 +93,14 @@ class Totals:
 
     def add_up(self, chunk: int) -> tuple[bytes, memoryview]:
         """(hash, wire bytes) of the total of the parts. Any thread."""
-        layout = self._layout
-        parts = self._parts[chunk]
-        total = np.zeros(layout.words(chunk), wide.wide_dtype(layout, chunk))
-        for data in parts.values():
-            total += wide.lift(layout, chunk, np.frombuffer(data, layout.dtype(chunk)))
-        words = wide.pack(layout, chunk, total)
+        counts = chunk == self._layout.trailer
+        words = wide.add_up(list(self._parts[chunk].values()), 32 if counts else self._layout.ring_bits, counts=counts)
         return sha256(words).digest(), words
 
     def drop_parts(self, chunk: int) -> None:
         """The total of this chunk is here: its parts are not needed any more."""
-        self._parts.pop(chunk, None)
+        for cohort in self._parts.pop(chunk, {}):
+            self._proven.pop((cohort, chunk), None)
 
     # --- totals, at everybody -----------------------------------------------------------------------------------
 
@@ -149,6 +128,16 @@ class Totals:
     def frame(self, chunk: int) -> tuple[int, Part]:
         """(the head's cohort, payload) of a total that is here."""
         return self._frames[chunk]
+
+    def payloads(self, chunk: int) -> list[Part]:
+        """The parts of a chunk that are here, with their proofs, in order of the included cohorts."""
+        kept = self._parts.get(chunk, {})
+        return [self._proven[k, chunk] for k in self._owners.included if k in kept]
+
+    def said(self, chunk: int) -> tuple[bytes, Envelope]:
+        """The hash of a total that is here, and the signed TotalHash that came with it."""
+        view = memoryview(self._frames[chunk][1])
+        return self._words[chunk][0], decode_as(Envelope, bytes(view[2 : 2 + int.from_bytes(view[:2], "big")]))
 
     def holds(self, chunk: int) -> bool:
         """Whether the total of a chunk is here."""

@@ -56,6 +56,15 @@ def proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     return tuple(path)
 
 
+def proof_length(index: int, count: int) -> int:
+    """Sibling hashes in the proof of leaf `index` of `count`."""
+    length, width = 0, count
+    while width > 1:
+        length += index ^ 1 < width
+        index, width = index // 2, (width + 1) // 2
+    return length
+
+
 def root_from_proof(leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes | None:
     """Root that `leaf` at `index` of `count` leaves leads to, or None if the path has the wrong length."""
     if not 0 <= index < count:

@@ -35,7 +35,7 @@ SIZE = len(ROSTER.cohorts[0])
 
 def result(number: int, **changes: object) -> Result:
     everybody = 2**SIZE - 1
-    good = Result(ROSTER.round_sid, number, everybody, everybody, (7,) * SIZE, bytes([number + 1]) * 32)
+    good = Result(ROSTER.round_sid, number, everybody, everybody, (7,) * SIZE, 9, bytes([number + 1]) * 32)
     return replace(good, **changes)  # type: ignore[arg-type]
 
 
