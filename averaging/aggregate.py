@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from averaging.chain import Tip
 from averaging.cohort import Cohort
 from averaging.messages import Result
-from averaging.record import Survivor
+from averaging.record import LOSS_SCALE, ZERO, Record, Survivor
 from averaging.reducing import Duties
 from averaging.roster import CheckedRoster
 from averaging.survivors import bitmap, bits
@@ -82,3 +83,24 @@ def survivors_of(roster: CheckedRoster, duties: Sequence[Duties], results: Seque
             reduced = len(work.of(member)) if member in live else 0
             survivors.append(Survivor(bytes(peers[member]), tokens, reduced))
     return tuple(sorted(survivors, key=lambda survivor: survivor.peer))
+
+
+def record_of(aggregate: Aggregate, tip: Tip, state_root: bytes, loss: float) -> Record:
+    """The record of the round after `tip` that came to this, led to this state, and had this mean training loss."""
+    record = Record(
+        tip.head.run,
+        tip.head.round + 1,
+        tip.head.hash(),
+        False,
+        aggregate.attempt,
+        aggregate.roster,
+        aggregate.sid,
+        aggregate.root,
+        aggregate.survivors,
+        aggregate.left_out,
+        aggregate.lost,
+        max(0, min(round(loss * LOSS_SCALE), 2**32 - 1)),
+        state_root,
+        ZERO,
+    )
+    return replace(record, tally_root=tip.tally.apply(record).root())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 
 from averaging import aggregate as aggregates
 from averaging.across import Across
@@ -22,7 +21,7 @@ from averaging.evidence import TWO_ROSTERS, WRONG_SUM, WRONG_TOTAL, Proof
 from averaging.guard import Guard
 from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
 from averaging.params import MAX_MEMBERS, RunParams, honest_witness
-from averaging.record import LOSS_SCALE, ZERO, Record
+from averaging.record import Record
 from averaging.recovery import Present, Recover, Recovery
 from averaging.roster import convener
 from averaging.witness import Witness
@@ -190,7 +189,7 @@ class CurrentRound:
         """The next state's root is known: attest the record that follows from it."""
         if self.aggregate is None or self._failed() is not None or self._computed is not None:
             return []
-        record = self._computed = self._make_record(self.aggregate, state_root, loss)
+        record = self._computed = aggregates.record_of(self.aggregate, self._chain.tip, state_root, loss)
         if self._held is not None:
             self._attested.mine = record
             self.outcome = self._held
@@ -406,26 +405,6 @@ class CurrentRound:
         elif across is None and cohort.certified is not None and cohort.sums.complete:
             self.aggregate = aggregates.of_cohort(cohort)
         return [Apply(self.aggregate.sid)] if self.aggregate is not None else []
-
-    def _make_record(self, aggregate: Aggregate, state_root: bytes, loss: float) -> Record:
-        record = Record(
-            self.params.run,
-            self.number,
-            self.head.hash(),
-            False,
-            aggregate.attempt,
-            aggregate.roster,
-            aggregate.sid,
-            aggregate.root,
-            aggregate.survivors,
-            aggregate.left_out,
-            aggregate.lost,
-            max(0, min(round(loss * LOSS_SCALE), 2**32 - 1)),
-            state_root,
-            ZERO,
-        )
-        tally = self._chain.tally.apply(record)
-        return replace(record, tally_root=tally.root())
 
     def _after_recovery(self, actions: list[Action]) -> list[Action]:
         if self.outcome is None and self.recovery.outcome is not None:
