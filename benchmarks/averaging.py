@@ -1,14 +1,16 @@
-"""Seconds per averaging round, ours beside hivemind's: `python -m benchmarks.averaging [--sizes 1M,10M] [--peers 4,8]`.
+"""Seconds per averaging round, ours beside hivemind's: `python -m benchmarks.averaging [--cases 1Mx4,10Mx8]`.
 
 All peers are processes on this machine. The systems take turns, round by round, so that a busy moment of the machine
 meets all of them. Medians over the rounds after one to warm up.
 
-Ours: 16-bit ring, masks, survivors' certificate, signed sums; `seconds` run from the moment that all peers have their
-update until all hold every sum, checked against its author's signed hash, under a certified survivor set;
-`decoded_seconds` until all have the mean as float32; `certificate_seconds` until all hold the committee's certificate
-of the round's record. hivemind: from the moment that all peers may begin all-reduce (the group has formed) until the
-last step is done. `cpu_seconds`: all processes of all peers for a whole round, joining included. Bytes: one peer's
-mean, as handed to libp2p. `wrong`: largest share of a peer's result that is not the mean.
+Ours: masks, survivors' certificate, signed sums; `seconds` run from the moment that all peers have their update until
+all hold every sum, checked against its author's signed hash, under a certified survivor set; `decoded_seconds` until
+all have the mean as float32; `certificate_seconds` until all hold the committee's certificate of the round's record.
+hivemind: from the moment that all peers may begin all-reduce (the group has formed) until the last step is done.
+`time_ratio`: to hivemind's Float16, for the 8-bit ring to its Uniform8Bit. `cpu_seconds`: all processes of all peers
+for a whole round, joining included. `security_share`: the part of these that keys, shares, masks, hash lists, votes
+and unmasking take (all but encoding, decoding, hashing and moving chunks). Bytes: one peer's
+mean, as handed to the network. `wrong`: largest share of a peer's result that is not the mean.
 """
 
 from __future__ import annotations
@@ -24,9 +26,18 @@ from benchmarks import averaging_hivemind, averaging_ours
 from benchmarks.averaging_swarm import Round, Spec, Swarm, quiet_environment, write_mean_sample
 from benchmarks.report import report
 
-PARTS = ("encode", "mask", "unmask", "certify", "decode")
-SYSTEMS = ("murmuration", "murmuration-copies", "murmuration-wide", "hivemind-float16", "hivemind-none")
-"""Ours: no copies of reducers' own chunks; one copy, the default of a run; no copies, chunks twice as long."""
+PARTS = ("encode", "mask", "unmask", "protocol", "hash", "decode")
+SYSTEMS = (
+    "murmuration",
+    "murmuration-copies",
+    "murmuration-8bit",
+    "murmuration-8bit-copies",
+    "hivemind-float16",
+    "hivemind-uniform8",
+)
+"""Ours: no copies of reducers' own chunks; one copy, the default of a run; the same in the 8-bit ring. `-libp2p` does
+without direct connections. Also: hivemind-none."""
+BASELINES = {8: "uniform8", 16: "float16", 32: "float16"}
 
 
 def count(text: str) -> int:
@@ -34,9 +45,15 @@ def count(text: str) -> int:
     return int(float(text[:-1]) * 1_000_000) if text.upper().endswith("M") else int(text)
 
 
+def case(text: str) -> tuple[int, int]:
+    """`10Mx8` as parameters and peers."""
+    parameters, _, peers = text.partition("x")
+    return count(parameters), int(peers)
+
+
 def start(system: str, parameters: int, peers: int, arguments: argparse.Namespace, folder: str, expected: str) -> Swarm:
     """The processes of one system. The baseline's swarm needs its first peer's address before the others join."""
-    name, _, variant = system.partition("-")
+    name, *variants = system.split("-")
     specs = [
         Spec(
             index,
@@ -44,10 +61,11 @@ def start(system: str, parameters: int, peers: int, arguments: argparse.Namespac
             parameters,
             folder,
             expected,
-            arguments.ring_bits,
-            int(variant == "copies"),
-            arguments.chunk_elements * (2 if variant == "wide" else 1),
-            variant,
+            8 if "8bit" in variants else arguments.ring_bits,
+            int("copies" in variants),
+            arguments.chunk_elements,
+            "libp2p" not in variants,
+            variants[0] if name == "hivemind" else "",
             arguments.profile,
         )
         for index in range(peers)
@@ -67,7 +85,7 @@ def row(system: str, swarm: Swarm, rounds: list[Round]) -> dict[str, Any]:
 
     line: dict[str, Any] = {
         "system": "murmuration" if ours else "hivemind",
-        "variant": f"{spec.ring_bits} bit, {spec.copies} copies, {spec.chunk_elements >> 10}k"
+        "variant": f"{spec.ring_bits} bit, {spec.copies} copies{'' if spec.direct else ', libp2p'}"
         if ours
         else spec.compression,
         "parameters": spec.parameters,
@@ -88,8 +106,10 @@ def row(system: str, swarm: Swarm, rounds: list[Round]) -> dict[str, Any]:
         line["decoded_seconds"] = median([one.until("decoded") for one in rounds])
         line["certificate_seconds"] = median([one.until("decided") for one in rounds])
         line |= {f"{part}_cpu_seconds": mean(f"cpu_{part}") for part in PARTS}
-        # What the event loop's thread does besides checking signed messages is moving chunks.
-        line["send_cpu_seconds"] = mean("cpu_loop") - line["certify_cpu_seconds"]
+        # What the event loop's thread does besides running the protocol and hashing is moving chunks.
+        line["send_cpu_seconds"] = mean("cpu_send")
+        security = statistics.mean([sum(report["security"] for report in one.reports) for one in rounds])
+        line["security_share"] = security / statistics.mean([one.cpu_seconds for one in rounds])
     else:
         line["compression"] = spec.compression
     return line
@@ -112,11 +132,13 @@ def measure(parameters: int, peers: int, arguments: argparse.Namespace) -> list[
                 if turn:
                     rounds[system].append(one)
         rows = [row(system, swarms[system], rounds[system]) for system in swarms]
-    baseline = next((line["seconds"] for line in rows if line.get("compression") == "float16"), None)
-    bytes_up = next((line["bytes_up"] for line in rows if line.get("compression") == "float16"), None)
     for line in rows:
-        if baseline and bytes_up:
-            line["time_ratio"], line["bytes_ratio"] = line["seconds"] / baseline, line["bytes_up"] / bytes_up
+        kind = line.get("compression") or BASELINES[line["ring_bits"]]
+        baseline = next((other for other in rows if other.get("compression") == kind), None)
+        if baseline:
+            line["baseline"] = kind
+            line["time_ratio"] = line["seconds"] / baseline["seconds"]
+            line["bytes_ratio"] = line["bytes_up"] / baseline["bytes_up"]
     return rows
 
 
@@ -132,6 +154,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         "peers",
         *(f"{part}_cpu_seconds" for part in (*PARTS, "send")),
         "p2pd_cpu_seconds",
+        "security_share",
     )
     ours = [line for line in rows if line["system"] == "murmuration"]
     for title, columns, lines in (
@@ -150,21 +173,24 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=lambda text: [count(part) for part in text.split(",")], default=[10**6, 10**7])
-    parser.add_argument("--peers", type=lambda text: [int(part) for part in text.split(",")], default=[4, 8])
+    parser.add_argument(
+        "--cases",
+        type=lambda text: [case(part) for part in text.split(",")],
+        default=[(10**6, 4), (10**6, 8), (10**7, 4), (10**7, 8)],
+        help="1Mx4,10Mx16,50Mx4",
+    )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--systems", type=lambda text: text.split(","), default=list(SYSTEMS))
     parser.add_argument("--ring-bits", type=int, default=16, choices=(8, 16, 32))
-    parser.add_argument("--chunk-elements", type=int, default=65536)
+    parser.add_argument("--chunk-elements", type=int, default=131072)
     parser.add_argument("--profile", default="", help="file for a cProfile of the first of our peers")
     parser.add_argument("--name", default="averaging", help="name of the JSON file")
     arguments = parser.parse_args()
     quiet_environment()
     rows: list[dict[str, Any]] = []
-    for parameters in arguments.sizes:
-        for peers in arguments.peers:
-            rows += measure(parameters, peers, arguments)
-            show(rows[-len(arguments.systems) :])
+    for parameters, peers in arguments.cases:
+        rows += measure(parameters, peers, arguments)
+        show(rows[-len(arguments.systems) :])
     print(report(arguments.name, rows, columns=("system", "variant", "parameters", "peers", "seconds", "time_ratio")))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import cProfile
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ from averaging.masking import Masker
 from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
 from averaging.record import Record
+from averaging.reducing import Inputs
+from averaging.sums import Sums
 from averaging.trailer import Statistics, pack
 from averaging.work import Decided, Joined, RolledBack
 from benchmarks.averaging_swarm import SAMPLE, Spec, update
@@ -48,19 +51,34 @@ _GENESIS = bytes(32)
 
 
 class Meters:
-    """CPU seconds of this process by what they were spent on, on whichever thread."""
+    """CPU seconds of this process by what they were spent on, on whichever thread; a block in a block counts once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.on_loop = 0.0
+        """Of all of them, what the event loop's thread spent."""
+        self._open = threading.local()
 
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
-        """Count the block's CPU time under `what`."""
+        """Count the block's CPU time under `what`, and not under what the block around it counts as."""
+        outer: list[float] | None = getattr(self._open, "inner", None)
+        inner = self._open.inner = [0.0]
         started = time.thread_time()
         try:
             yield
         finally:
-            self.seconds[what] += time.thread_time() - started
+            spent = time.thread_time() - started
+            self.seconds[what] += spent - inner[0]
+            self._open.inner = outer
+            if outer is not None:
+                outer[0] += spent
+            elif threading.current_thread() is threading.main_thread():
+                self.on_loop += spent
+
+    def security(self) -> float:
+        """What keys, shares, masks, hash lists, votes and unmasking took so far."""
+        return self.seconds["mask"] + self.seconds["unmask"] + self.seconds["protocol"]
 
 
 class BenchmarkWork:
@@ -177,16 +195,20 @@ class BenchmarkObserver:
 
 def _instrument(meters: Meters) -> None:
     """Time the product's own functions where they are called; the clock read costs a microsecond per chunk."""
+    protocol = ("start", "learned", "receive", "receive_chunk", "timeout", "trained", "uploaded", "reduced", "added_up")
     for owner, name, what in (
         (Masker, "apply", "mask"),
         (Cohort, "reduce", "unmask"),
-        (Participant, "receive", "certify"),
+        (Cohort, "mask", "hash"),
+        (Inputs, "add", "hash"),
+        (Sums, "add", "hash"),
+        *((Participant, name, "protocol") for name in (*protocol, "applied", "holds", "suspect")),
     ):
         inner = getattr(owner, name)
 
-        def timed(*args: Any, _inner: Any = inner, _what: str = what) -> Any:
+        def timed(*args: Any, _inner: Any = inner, _what: str = what, **options: Any) -> Any:
             with meters.on(_what):
-                return _inner(*args)
+                return _inner(*args, **options)
 
         setattr(owner, name, timed)
 
@@ -215,7 +237,7 @@ def serve(pipe: Connection, spec: Spec) -> None:
 async def _serve(pipe: Connection, spec: Spec) -> None:
     folder = Path(spec.folder) / str(spec.index)
     identity = Identity.load_or_create(folder / "identity.key")
-    host = await Host.start(folder / "identity.key")
+    host = await Host.start(folder / "identity.key", direct=spec.direct)
     words = _words(pipe)
     guard = SqliteGuard(folder / "guard.sqlite")
     try:
@@ -282,7 +304,8 @@ async def _rounds(
     meters: Meters,
     spec: Spec,
 ) -> None:
-    profile = cProfile.Profile() if spec.profile and spec.index == 0 else None
+    secured = 0.0
+    profile = cProfile.Profile(time.thread_time) if spec.profile and spec.index == 0 else None
     while True:
         await _until_ready(driver)
         pipe.send(("ready", None))
@@ -290,7 +313,7 @@ async def _rounds(
             break
         observer.decision = asyncio.get_running_loop().create_future()
         before, spent = host.counters.total(), dict(meters.seconds)
-        loop_before = time.thread_time()
+        loop_before, counted_before = time.thread_time(), meters.on_loop
         if profile:
             profile.enable()
         work.released.set()
@@ -301,7 +324,8 @@ async def _rounds(
         report = {"decided": decided, **work.moments, "wrong": work.wrong, "group": spec.peers}
         report |= {"up": after.up - before.up, "down": after.down - before.down}
         report |= {f"cpu_{what}": total - spent.get(what, 0.0) for what, total in meters.seconds.items()}
-        report["cpu_loop"] = time.thread_time() - loop_before
+        report["cpu_send"] = time.thread_time() - loop_before - (meters.on_loop - counted_before)
+        report["security"], secured = meters.security() - secured, meters.security()
         pipe.send(("done", report))
     if profile:
         profile.dump_stats(spec.profile)

@@ -36,6 +36,7 @@ class Spec:
     ring_bits: int = 16
     copies: int = 0
     chunk_elements: int = 65536
+    direct: bool = True
     compression: str = ""
     profile: str = ""
     audit_share: float = 0.125

@@ -165,7 +165,7 @@ class Codec:
         "Bits per element on the wire, of which ceil(log2(members)) are headroom.", default=16, choices=(8, 16, 32)
     )
     chunk_elements: int = key(
-        "Elements per chunk, a multiple of 4096.", default=65536, low=HADAMARD_BLOCK, high=1 << 24, unit="elements"
+        "Elements per chunk, a multiple of 4096.", default=131072, low=HADAMARD_BLOCK, high=1 << 24, unit="elements"
     )
 
     def __post_init__(self) -> None:
