@@ -108,8 +108,9 @@ class Swarm:
                 pipe.send("stop")
             except OSError:
                 continue
+        deadline = time.monotonic() + 10
         for process in self._processes:
-            process.join(10)
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -139,7 +140,8 @@ class Swarm:
             waiting = [pipe for i, pipe in enumerate(self._pipes) if i not in found]
             arrived = wait(waiting, max(0.0, deadline - time.monotonic()))
             if not arrived:
-                raise TimeoutError(f"{len(waiting)} of {len(self._pipes)} peers did not say {kind!r}")
+                what = self.specs[0].compression or f"{self.specs[0].ring_bits} bit"
+                raise TimeoutError(f"{len(waiting)} of {len(self._pipes)} peers ({what}) did not say {kind!r}")
             for pipe in arrived:
                 assert isinstance(pipe, Connection)
                 name, value = pipe.recv()
