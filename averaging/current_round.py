@@ -151,6 +151,7 @@ class CurrentRound:
             return self._track(self._on_roster(message))
         sid = getattr(message, "sid", b"")
         if self.across is not None and sid == self.across.sid:
+            self._witness.compare(sender, message, frame)
             return self._track([*self.across.receive(sender, message, envelope), *self.advance()])
         if self.cohort is None or sid != self.cohort.sid:
             self._keep_early(sender, message, frame)

@@ -27,9 +27,12 @@ from averaging.masking import unmask
 from averaging.messages import (
     Attest,
     Included,
+    Inclusion,
+    InclusionVote,
     Manifest,
     Ready,
     Receipt,
+    Result,
     Roster,
     Seating,
     Shares,
@@ -54,8 +57,16 @@ from dht.wire import U8, U16, U32, Count, Length, Range, decode, decode_as, dige
 EVIDENCE_CAP = 48 << 20
 """Most bytes of one piece: 64 masked chunks of half a MiB, and what binds them."""
 WRONG_SUM, WRONG_TOTAL, WRONG_SEED, TWO_ROSTERS = "wrong sum", "wrong total", "wrong seed", "two rosters"
-_SID_CLAIMS = (Manifest, Receipt, Ready, Vote, Unmask)
-_NAMES = {Attest: "attestations", SumHashes: "sums", Survivors: "survivor sets", Shares: "sets of shares"}
+_SID_CLAIMS = (Manifest, Receipt, Ready, Vote, Unmask, Result, InclusionVote)
+_NAMES = {
+    Inclusion: "inclusions",
+    InclusionVote: "votes on inclusions",
+    TotalHash: "totals",
+    Attest: "attestations",
+    SumHashes: "sums",
+    Survivors: "survivor sets",
+    Shares: "sets of shares",
+}
 
 Place: TypeAlias = tuple[bytes | int | str, ...]
 _Signed = TypeVar("_Signed", Manifest, Vote, SumHashes, Shares)
@@ -160,8 +171,10 @@ def claims(frame: bytes, body: object) -> dict[Place, bytes]:
         return {(kind, body.sid, chunk): value for chunk, value in zip(body.chunks, body.hashes, strict=False)}
     if isinstance(body, Shares):  # sealed for each holder differently; the list is one
         return {(kind, body.sid): b"".join(body.commitments)}
-    if isinstance(body, Survivors):
+    if isinstance(body, Survivors | Inclusion):
         return {(kind, body.sid, body.view): frame}
+    if isinstance(body, TotalHash):
+        return {(kind, body.sid, body.chunk): body.hash}
     if isinstance(body, Roster):
         return {(kind, body.round, body.attempt, body.head): frame}
     if isinstance(body, Attest):

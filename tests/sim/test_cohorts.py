@@ -264,7 +264,13 @@ def test_two_inclusions_by_one_coordinator_are_refused():
     swarm.tamper = lambda sender, to, frame: _second_inclusion(swarm, sender, to, frame)
     first = swarm.height() + 1
     assert swarm.run(lambda: swarm.reached(first), 200)
-    swarm.check()
+    swarm.tamper = lambda sender, to, frame: frame
+    # What proves the lie reaches everybody else, and is about one coordinator alone.
+    held = {peer.id: peer.participant.docket for peer in swarm.peers.values() if peer.participant is not None}
+    named = lambda: {accused for docket in held.values() for accused in docket.accused}  # noqa: E731
+    assert swarm.run(lambda: bool(named()), 5)
+    (liar,) = named()
+    assert swarm.run(lambda: all(docket.accused for peer, docket in held.items() if peer != liar), 60)
     assert refused(swarm, Refusal.EQUIVOCATION)
 
 
