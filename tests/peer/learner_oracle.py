@@ -62,11 +62,15 @@ def oracle_step(state: Any, gradient: np.ndarray, manifest: Manifest) -> tuple[n
 
 
 def oracle_scales(
-    sums: dict[int, np.ndarray], scales: np.ndarray, members: int, survivors: int, norm: int
+    sums: dict[int, np.ndarray], scales: np.ndarray, members: int, survivors: int, norm: int, shift: int = 0
 ) -> np.ndarray:
-    """kappa * rho * max(rms of the block, rms of all / 16), within [1/2, 4] of the old clip. `norm`: trailer word 4."""
+    """kappa * rho * max(rms of the block, rms of all / 16), within [1/2, 4] of the old clip. `norm`: trailer word 4.
+    `shift`: bits of a sum that its energy leaves out."""
     unit = [float(scale) / (oracle_levels(members) * survivors) for scale in scales]
-    squares = [float(sum(int(v) ** 2 for v in sums[b])) * (unit[b] * unit[b]) / BLOCK for b in range(len(scales))]
+    squares = [
+        float(sum((int(v) >> shift) ** 2 for v in sums[b]) << 2 * shift) * (unit[b] * unit[b]) / BLOCK
+        for b in range(len(scales))
+    ]
     over_all = math.sqrt(math.fsum(squares) / len(squares))
     reference = BLOCK * math.fsum(float(scale) * float(scale) for scale in scales)
     individual = norm / (2.0**22 * survivors) * reference
@@ -95,7 +99,9 @@ def signed(ring: np.ndarray) -> np.ndarray:
     return ring.view(f"<i{ring.itemsize}").astype(np.int64)
 
 
-def oracle_state(before: Any, rings: list[dict[int, np.ndarray]], record: Record, members: int, manifest: Manifest):
+def oracle_state(
+    before: Any, rings: list[dict[int, np.ndarray]], record: Record, members: int, manifest: Manifest, shift: int = 0
+):
     """(parameters, momentum, scales) after a round in which these survivors encoded these rings."""
     chunks = range(len(before.scales))
     lost = record.lost_chunks
@@ -103,7 +109,7 @@ def oracle_state(before: Any, rings: list[dict[int, np.ndarray]], record: Record
     weights = sum(survivor.tokens for survivor in record.survivors) / manifest.train.tokens_per_round
     gradient = oracle_mean(sums, before.scales, record.sid, members, weights)
     trailer = sum(ring[len(before.scales)].astype(np.int64) for ring in rings)
-    scales = oracle_scales(sums, before.scales, members, len(rings), int(trailer[4]))
+    scales = oracle_scales(sums, before.scales, members, len(rings), int(trailer[4]), shift)
     return (*oracle_step(before, gradient, manifest), scales)
 
 

@@ -41,7 +41,11 @@ def identity(index: int) -> Identity:
 
 
 def tiny_manifest(
-    peers: int, limits: dict[str, float] | None = None, recovery_after: float = 600.0, **train: Any
+    peers: int,
+    limits: dict[str, float] | None = None,
+    recovery_after: float = 600.0,
+    target: int = 0,
+    **train: Any,
 ) -> Manifest:
     """A model of 11 thousand parameters: three chunks of one Hadamard block each, and the trailer."""
     config = {"model_type": "llama", "vocab_size": 257, "max_position_embeddings": 32, "tie_word_embeddings": True}
@@ -55,7 +59,9 @@ def tiny_manifest(
         model=Model(config=config | SIZES, seed=3),
         data=Data(sequence_length=SEQUENCE),
         train=Train(**settings | train),
-        cohort=Cohort(target=peers, minimum=3, recovery_after=recovery_after, deadlines=Deadlines(**deadlines)),
+        cohort=Cohort(
+            target=target or peers, minimum=3, recovery_after=recovery_after, deadlines=Deadlines(**deadlines)
+        ),
         codec=Codec(chunk_elements=4096),
     )
 
@@ -193,7 +199,7 @@ class Peer:
 
         def listen(cohort: Any, chunk: int) -> Any:
             ring = encode(cohort, chunk)
-            self.encoded.setdefault(cohort.sid, {})[chunk] = ring.copy()
+            self.encoded.setdefault(cohort.roster.round_sid, {})[chunk] = ring.copy()
             self.updates[cohort.sid] = self.learner._residual.copy()
             return ring
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from averaging.layout import Layout
+from averaging.wide import wide_dtype
 from dht.errors import StorageError
 from peer.prepared import Prepared
 
@@ -47,6 +48,19 @@ def test_round_trip(bits: int, tmp_path: Path):
     assert same(later, Prepared.load(path, LAYOUTS[bits]))
     assert later.after == b"z" * 32
     assert os.listdir(tmp_path) == ["prepared.bin"]
+
+
+@pytest.mark.parametrize("bits", LAYOUTS)
+def test_sums_across_cohorts_come_back_as_wide_as_they_were(bits: int, tmp_path: Path):
+    layout, source = LAYOUTS[bits], np.random.default_rng(5)
+    dtypes = [wide_dtype(layout, chunk) for chunk in range(layout.total_chunks)]
+    sums = [source.integers(-(2**20), 2**20, layout.words(c)).astype(dtype) for c, dtype in enumerate(dtypes)]
+    prepared = Prepared(7, b"b" * 32, b"a" * 32, b"s" * 32, 6, 40, 12_345, (), tuple(sums))
+    prepared.save(tmp_path / "prepared.bin")
+    loaded = Prepared.load(tmp_path / "prepared.bin", layout)
+    assert same(prepared, loaded)
+    assert prepared.wide
+    assert not make(layout).wide
 
 
 def test_nothing_there(tmp_path: Path):
