@@ -25,6 +25,8 @@ from dht.transport import Part
 
 _HEADER = struct.Struct(">B32sHI")
 MAX_CHUNK_BYTES = 512 * 1024
+MAX_WIDE_BYTES = 644 * 1024
+"""Payload of a part or a total: words up to a quarter longer, and a proof or a signature."""
 
 
 class BulkKind(IntEnum):
@@ -61,7 +63,8 @@ def parse(frame: memoryview) -> Chunk:
     """The chunk in a frame; `data` is a view into it. Raises ProtocolError."""
     if len(frame) <= _HEADER.size:
         raise ProtocolError(Refusal.TRUNCATED, f"a bulk frame of {len(frame)} bytes")
-    if len(frame) > _HEADER.size + MAX_CHUNK_BYTES:
+    wide = len(frame) > 0 and frame[0] in (BulkKind.PART, BulkKind.TOTAL)
+    if len(frame) > _HEADER.size + (MAX_WIDE_BYTES if wide else MAX_CHUNK_BYTES):
         raise ProtocolError(Refusal.OVERSIZED, f"a bulk frame of {len(frame)} bytes")
     tag, sid, member, index = _HEADER.unpack_from(frame)
     if tag not in tuple(BulkKind):

@@ -18,7 +18,7 @@ import numpy as np
 
 from averaging import shamir
 from averaging.ballots import KIND_NAMES, Ballot, Proposal
-from averaging.bulk import MAX_CHUNK_BYTES
+from averaging.bulk import MAX_CHUNK_BYTES, MAX_WIDE_BYTES
 from averaging.certificate import draw_committee
 from averaging.dealing import SHARE_BYTES, Seed, fits, share_digest
 from averaging.inclusion import check_included
@@ -139,7 +139,7 @@ class WrongTotal:
     voids: U16
     included: Included
     total: Envelope  # the accused's TotalHash
-    parts: Annotated[tuple[Annotated[bytes, Length(1, MAX_CHUNK_BYTES)], ...], Count(1, MAX_COHORTS)]
+    parts: Annotated[tuple[Annotated[bytes, Length(1, MAX_WIDE_BYTES)], ...], Count(1, MAX_COHORTS)]
 
 
 Evidence: TypeAlias = Contradiction | WrongSum | WrongTotal | WrongSeed

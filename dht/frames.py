@@ -28,7 +28,7 @@ from dht.wire import REGISTRY
 
 BULK_TAGS = range(0xF0, 0x100)
 """Frames with a fixed binary header instead of msgpack; they are in no registry."""
-BULK_CAP = 600 * 1024
+BULK_CAP = 648 * 1024
 PATIENCE = 30.0
 """Seconds without a byte of progress after which an unfinished exchange counts as dead."""
 _HEADER = struct.Struct(">IBBBBQ")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from averaging.bulk import MAX_CHUNK_BYTES, BulkKind, Chunk, is_bulk, parse
+from averaging.bulk import MAX_CHUNK_BYTES, MAX_WIDE_BYTES, BulkKind, Chunk, is_bulk, parse
 from dht.errors import ProtocolError, Refusal
 
 GOLDEN = bytes.fromhex("f0" + "ab" * 32 + "0005" + "00010203" + "c0ffee")
@@ -53,6 +53,7 @@ def test_the_payload_is_a_view():
         (GOLDEN[:3], Refusal.TRUNCATED),
         (b"", Refusal.TRUNCATED),
         (GOLDEN[:39] + bytes(MAX_CHUNK_BYTES + 1), Refusal.OVERSIZED),
+        (b"\xf3" + GOLDEN[1:39] + bytes(MAX_WIDE_BYTES + 1), Refusal.OVERSIZED),
         (b"\xf5" + GOLDEN[1:], Refusal.UNKNOWN_TAG),
         (b"\x01" + GOLDEN[1:], Refusal.UNKNOWN_TAG),
     ],
