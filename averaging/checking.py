@@ -275,7 +275,8 @@ class Checking(Collecting):
         """End the attempt; `named` are at fault, else whoever I still waited for."""
         # Who is not ready may itself wait for one whose shares I miss, too: name the cause, not all who suffer from it.
         unready = set(range(len(self.peers))) - set(self._ready) - {self.me}
-        early = set() if "shares" in self._done or self._suspects else set(self._dealing.missing) or unready
-        laggards = tuple(self.peers[i] for i in sorted(early | self._suspects if named is None else named))
+        gone = self._suspects - self._left
+        early = set() if "shares" in self._done or gone else set(self._dealing.missing) or unready
+        laggards = tuple(self.peers[i] for i in sorted(early | gone if named is None else named))
         self.failed = Failed(reason, "certified" in self._done, laggards)
         return [Note(reason)]

@@ -148,8 +148,20 @@ class Cohort(Checking):
 
     def trust(self, peer: PeerId) -> None:
         """The peer was heard again."""
-        if peer in self.peers:
+        if peer in self.peers and self.peers.index(peer) not in self._left:
             self._suspects.discard(self.peers.index(peer))
+
+    def left(self, peer: PeerId) -> list[CohortAction]:
+        """A member went on to another attempt: it adds nothing to this one any more, however well it is."""
+        if peer not in self.peers or peer == self._identity.peer_id or self.certified or self.failed:
+            return []
+        member = self.peers.index(peer)
+        self._left.add(member)
+        if len(self.peers) - len(self._left) < self.threshold:
+            return self._fail("too few members are left in this attempt")
+        if "shares" not in self._done and (member in self._dealing.missing or member not in self._ready):
+            return self._fail(f"{peer.short} went on before everybody held shares")
+        return self.suspect(peer)
 
     def receive(self, sender: PeerId, message: object, frame: bytes) -> list[CohortAction]:
         """Take a signed message of this sid; `frame` is its envelope. Raises ProtocolError when it is refused."""
@@ -427,6 +439,8 @@ class Cohort(Checking):
     def _late_sums(self, turn: int) -> list[CohortAction]:
         self._done.add("sums-late")
         missing = self.sums.missing if self.roster.alone else self.sums.unbound
+        if not missing:
+            return self._advance()  # all sums are bound, and what I do not hold myself others add up
         late = tuple(sorted({self.duties.reducers[c] for c in missing}))
         if turn > tolerated(len(self.peers)):
             if len(missing) == self.layout.total_chunks or not self.roster.alone:

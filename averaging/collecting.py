@@ -91,6 +91,7 @@ class Collecting:
         self._unmasks: dict[int, Unmask] = {}
         self._masked: dict[int, tuple[Part, bytes]] = {}
         self._suspects: set[int] = set()
+        self._left: set[int] = set()
         self._done: set[str] = set()
         self._stood_in: set[int] = set()
         self._late: list[tuple[int, Chunk]] = []

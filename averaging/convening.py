@@ -77,6 +77,8 @@ class Convening:
         self._at: dict[PeerId, int] = {}
         self._left: dict[PeerId, int] = {}  # who reached an attempt and follows no earlier one
         self._follows = False
+        self.nonce = b""
+        """One for all Joins and Knocks of a process, so that a restart can be told from an old Knock."""
         self.newcomers: set[PeerId] = set()
         """Peers that knocked and are catching up: the window stays open for them until its deadline."""
 
@@ -104,7 +106,7 @@ class Convening:
             public.share_key,
             public.self_commitment,
             public.audit_commitment,
-            self._urandom(32),
+            self.nonce or self._urandom(32),
             tokens,
             self._capacity,
             missing,
@@ -128,6 +130,11 @@ class Convening:
     def strangers(self) -> set[PeerId]:
         """Newcomers that were not in the last sum."""
         return self.newcomers - self._expected
+
+    def tell_where(self, peers: Iterable[PeerId]) -> list[Action]:
+        """Say to these which attempt I went on to."""
+        moved = self._closed(FOLLOWS if self._follows else MOVED)
+        return [Send(peer, moved) for peer in peers if peer != self._identity.peer_id]
 
     def convener(self) -> PeerId:
         """Who signs the roster of the current attempt."""

@@ -16,7 +16,7 @@ from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
-from averaging.convening import Convening
+from averaging.convening import FOLLOWS, MOVED, Convening
 from averaging.evidence import TWO_ROSTERS, WRONG_SUM, WRONG_TOTAL, Proof
 from averaging.guard import Guard
 from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
@@ -62,6 +62,7 @@ class CurrentRound:
         self.across: Across | None = None
         self.aggregate: Aggregate | None = None
         self.outcome: tuple[Record, Certificate] | None = None
+        self.nonce = b""
         self._tokens: int | None = None
         self._gone: set[PeerId] = set()
         self._attested = Attestations(chain.head, chain.tally, self.committee)
@@ -119,7 +120,7 @@ class CurrentRound:
             self._capacity,
             accused=self._accused,
         )
-        self.convening.newcomers = set(newcomers)
+        self.convening.newcomers, self.convening.nonce = set(newcomers), self.nonce
         return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])
 
     @property
@@ -146,7 +147,8 @@ class CurrentRound:
             return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
         if isinstance(message, Closed):
             closed = self.convening.receive_closed(sender, message) if self.convening else []
-            return self._track([*closed, *(self.advance() if self.across is not None else [])])
+            gone = self._on_moved(sender, message)
+            return self._track([*closed, *gone, *(self.advance() if self.across is not None else [])])
         if isinstance(message, Seating):
             return self._track(self._on_roster(message))
         sid = getattr(message, "sid", b"")
@@ -248,9 +250,15 @@ class CurrentRound:
             actions += self.advance()
         return self._track(actions)
 
-    def lost_its_part(self, peer: PeerId) -> bool:
-        """Whether a peer that knocks was ready in my cohort: then it restarted, and its masks went with its memory."""
-        return self.cohort is not None and self.cohort.is_ready(peer)
+    def lost_its_part(self, peer: PeerId, nonce: bytes) -> bool:
+        """Whether a peer that knocks was ready in my cohort and restarted: its masks went with its memory.
+
+        A Knock from before it was in the cohort may arrive late; it has the nonce of its Join.
+        """
+        cohort = self.cohort
+        if cohort is None or not cohort.is_ready(peer):
+            return False
+        return cohort.roster.members[cohort.peers.index(peer)].join.nonce != nonce
 
     def trust(self, peer: PeerId) -> None:
         """A peer was heard."""
@@ -356,6 +364,13 @@ class CurrentRound:
             actions += self.cohort.suspect(peer)
         return [*actions, *self.advance()]
 
+    def _on_moved(self, sender: PeerId, message: Closed) -> Sequence[ParticipantAction]:
+        """Whoever goes on to a later attempt has given up the one that I am in: nobody needs to wait for it there."""
+        cohort = self.cohort
+        if cohort is None or message.reason not in (MOVED, FOLLOWS) or message.attempt <= cohort.roster.attempt:
+            return []
+        return [*cohort.left(sender), *self.advance()]
+
     def advance(self) -> Sequence[ParticipantAction]:
         """Take what follows from the cohort's progress: apply its sums, or try again, or give the round up."""
         if self.cohort is None:
@@ -370,13 +385,14 @@ class CurrentRound:
         if opened or self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
             return self._track([*across, *([] if self._attested.given_up else self._give_up())])
         missing = tuple(peer for peer in failed.laggards if peer in self.cohort.peers)
+        outside = [peer for peer in self.cohort.peers if peer not in self.committee]  # the committee hears of it anyway
         joined_again = self.convening.roster is None
         self._witness.bury(self.cohort)
         self.cohort = self.across = None
         if joined_again:
             return self._track(across)
         begin = self.convening.begin(self.convening.attempt + 1, self.params.weight_cap, missing, follows=False)
-        return self._track([*across, *begin])
+        return self._track([*across, *begin, *self.convening.tell_where(outside)])
 
     def _join_again(self) -> Sequence[ParticipantAction]:
         """My cohort failed before it opened anything: I follow the others' totals, and should they fail, too, as when

@@ -147,6 +147,7 @@ class Driver:
         self._capacity = Capacity(participant.capacity)
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.on_unreachable: Callable[[PeerId, str], None] = lambda peer, reason: None
+        self.on_failure: Callable[[PeerId, UnreachableError], None] = lambda peer, error: None
 
     def start(self) -> None:
         """Begin to take part."""
@@ -459,6 +460,7 @@ class Driver:
             try:
                 await send()
             except UnreachableError as error:
+                self.on_failure(to, error)
                 count = self._unreachable[to] = self._unreachable.get(to, 0) + 1
                 if count == _SUSPECT_AFTER:
                     self.on_unreachable(to, error.message)
@@ -467,6 +469,8 @@ class Driver:
                 if not matters() or self._loop.time() - started > _MATTERS:
                     return False
                 await asyncio.sleep(_RETRIES[min(attempt, len(_RETRIES) - 1)])
+                if not matters():
+                    return False  # the round went on meanwhile
             else:
                 self._unreachable.pop(to, None)
                 return True

@@ -24,6 +24,7 @@ class Knock:
 
     known: U64  # rounds of the chain that I hold, 0 for none
     head: Bytes32
+    nonce: Bytes32 = bytes(32)  # that of my Joins since my process started
 
 
 @message(tag=0x11, cap=4096)

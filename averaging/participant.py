@@ -78,6 +78,7 @@ class Participant(Holdings):
         self._founding = False
         self._branches = Branches()
         self.docket = Docket(self.peer_id, params.run, params.layout.ring_bits, self._seal, evidence)
+        self._nonce = urandom(32)
         self.current: CurrentRound | None = None
         self.previous: Cohort | None = None
         self.capacity = DEFAULT_CAPACITY
@@ -135,6 +136,7 @@ class Participant(Holdings):
         cohort = self.cohort(chunk.sid)
         if cohort is None:
             raise ProtocolError(Refusal.STALE, "a chunk of an unknown sid")
+        self.trust(sender)
         actions = cohort.receive_chunk(sender, chunk)
         return [*actions, *self._after_cohort(cohort), *self.findings()]
 
@@ -278,7 +280,7 @@ class Participant(Holdings):
             if self.current is not None and self.current.convening is not None and self._welcome.waits:
                 self.current.convening.newcomers.add(sender)
         actions: list[ParticipantAction] = []
-        if self.current is not None and self.current.lost_its_part(sender):
+        if self.current is not None and self.current.lost_its_part(sender, message.nonce):
             actions += [*self.current.suspect(sender), *self._after()]
         if self._branches.foreign(self.chain, message):
             actions += [Send(sender, self._seal(locator(self.chain)))] if self._courtesy.allows(sender) else []
@@ -325,7 +327,9 @@ class Participant(Holdings):
         """After a recovery, look now and again for those whom it went on without: their branch may stand."""
         peer = self._branches.sought(self.chain, self.peer_id) if self.chain else None
         return (
-            [] if self.chain is None or peer is None else [Send(peer, self._seal(Knock(self.round, self.chain.beacon)))]
+            []
+            if self.chain is None or peer is None
+            else [Send(peer, self._seal(Knock(self.round, self.chain.beacon, self._nonce)))]
         )
 
     def _roll_back(self, chain: Chain) -> list[ParticipantAction]:
@@ -338,7 +342,7 @@ class Participant(Holdings):
         actions: list[ParticipantAction] = [RolledBack(fork_round(old, chain), old.head, chain.head)]
         actions += self._close() if self.current is not None else []
         self.chain, self._fetching = chain, None
-        knock = self._seal(Knock(self.round, chain.beacon))
+        knock = self._seal(Knock(self.round, chain.beacon, self._nonce))
         actions += [Send(peer, knock) for peer in old.committee() if peer != self.peer_id]
         return actions + self._resume()
 
@@ -392,7 +396,7 @@ class Participant(Holdings):
         targets.pop(self.peer_id, None)
         chosen = [peer for peer in targets if peer not in self._gone] or list(targets)
         head = self.chain.beacon if self.chain else bytes(32)
-        message = self._seal(Knock(self.round, head))
+        message = self._seal(Knock(self.round, head, self._nonce))
         return [Send(peer, message) for peer in chosen[:_KNOCKED_PEERS]]
 
     def _busy(self) -> bool:
@@ -424,6 +428,7 @@ class Participant(Holdings):
         self.current = CurrentRound(
             self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity, expected, accused
         )
+        self.current.nonce = self._nonce
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
         actions = [*self.current.begin(), *self._join()]
         for sender, envelope, frame in self._mailbox.take(self.round):

@@ -30,6 +30,21 @@ class SystemClock:
         return time.time()
 
 
+class CorrectedClock:
+    """Another clock whose wall time is corrected by `offset` seconds, once that is known."""
+
+    def __init__(self, clock: Clock, offset: float = 0.0) -> None:
+        self._clock, self.offset = clock, offset
+
+    def now(self) -> float:
+        """Monotonic seconds of the other clock."""
+        return self._clock.now()
+
+    def wall(self) -> float:
+        """Corrected Unix seconds."""
+        return self._clock.wall() + self.offset
+
+
 class ManualClock:
     """A clock that moves only when told to. The simulator and unit tests own one."""
 

@@ -68,6 +68,19 @@ async def dial(
     return Dial(address, Verdict.OK, (time.perf_counter() - started) * 1e3, target.peer)
 
 
+async def listens(address: str, timeout: float = DIAL_TIMEOUT) -> bool:
+    """Whether something accepts TCP connections at a multiaddress; False for relayed and other transports."""
+    try:
+        target = parse(address)
+        if target.transport != "tcp" or target.relayed:
+            return False
+        async with asyncio.timeout(timeout):
+            await _probe(target)
+    except (AddressError, OSError):
+        return False
+    return True
+
+
 async def _probe(target: Address) -> None:
     """A bare TCP dial first: it tells `refused` from `timeout`, and p2pd would remember a failure and back off."""
     if target.transport != "tcp" or target.relayed:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import statistics
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from hivemind.dht import DHTNode
+from hivemind.dht import DHTNode, node, protocol, routing
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.p2p import PeerID
-from hivemind.utils import MSGPackSerializer
+from hivemind.proto import dht_pb2
+from hivemind.utils import MSGPackSerializer, timed_storage
 
-from dht.clock import Clock
+from dht.clock import Clock, CorrectedClock
 from dht.errors import ProtocolError, UnreachableError
 from dht.host import Host
 from dht.identity import Identity
@@ -30,6 +32,9 @@ TTL = 120
 DHT_TIMEOUT = 10.0
 START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 3.0
+CLOCK_TOLERANCE = 2.0
+"""Seconds that our clock may differ from the others' before it is corrected."""
+_ASKED_FOR_TIME = 8
 _log = logging.getLogger(__name__)
 _searching: ContextVar[bool] = ContextVar("searching", default=False)
 
@@ -72,11 +77,14 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
 class Discovery:
     """Our node of the DHT. `await Discovery.start(...)` makes one; bootstrap servers run it without a run."""
 
-    def __init__(self, node: DHTNode, host: Host, clock: Clock) -> None:
+    def __init__(self, node: DHTNode, host: Host, clock: CorrectedClock) -> None:
         self._node, self._host, self._clock = node, host, clock
+        self.twin: tuple[str, ...] = ()
+        """Where a current record under our own id, as of the last search, says that we are, and we are not."""
         self._run_id = bytes(32)
         self._identity: Identity | None = None
         self._announcing: asyncio.Task[None] | None = None
+        self._places = set(host.addresses())
 
     @classmethod
     async def start(
@@ -91,25 +99,54 @@ class Discovery:
     ) -> Discovery:
         """Join the DHT through `bootstrap` (dial them first; those that do not answer are left out).
 
-        Without a run id and identity the node serves others only. Raises UnreachableError.
+        Without a run id and identity the node serves others only. A clock that differs from theirs is corrected here
+        (`clock_offset`), as records tell by Unix time when they end. Raises UnreachableError.
         """
+        corrected = CorrectedClock(clock)
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                node = await DHTNode.create(
+                dht_node = await DHTNode.create(
                     p2p=host.p2p,
                     initial_peers=list(bootstrap) or None,
                     client_mode=client_mode,
-                    record_validator=SignedRecords(clock, run_id),
+                    record_validator=SignedRecords(corrected, run_id),
                     ensure_bootstrap_success=False,
                     strict=False,
                     cache_refresh_before_expiry=0,
                 )
         except TimeoutError:
             raise UnreachableError("the DHT node did not start", remedy="try again") from None
-        _distrust(node.protocol)
-        discovery = cls(node, host, clock)
+        _distrust(dht_node.protocol)
+        discovery = cls(dht_node, host, corrected)
         discovery._run_id, discovery._identity = run_id or bytes(32), identity
+        offsets = await asyncio.gather(*(discovery._offset_of(address) for address in bootstrap[:_ASKED_FOR_TIME]))
+        if known := [offset for offset in offsets if offset is not None]:
+            discovery._correct(statistics.median(known))
         return discovery
+
+    @property
+    def clock_offset(self) -> float:
+        """Seconds that the others' clocks are ahead of ours; 0 when that is too little to matter."""
+        return self._clock.offset
+
+    async def _offset_of(self, address: str) -> float | None:
+        """How far ahead of ours the clock of a DHT node is; None if it does not say."""
+        peer = PeerID.from_base58(address.rsplit("/p2p/", 1)[1])
+        mine, before = self._node.protocol, self._clock.wall()
+        try:
+            request = dht_pb2.PingRequest(peer=mine.node_info, validate=False)
+            answer = await mine.get_stub(peer).rpc_ping(request, timeout=DHT_TIMEOUT)
+        except Exception as error:  # what a stranger's daemon answers becomes many kinds of error
+            _log.debug("%s does not tell the time: %r", address, error)
+            return None
+        return float(answer.dht_time) - (before + self._clock.wall()) / 2 if answer.dht_time else None
+
+    def _correct(self, offset: float) -> None:
+        if abs(offset) > CLOCK_TOLERANCE:
+            self._clock.offset = offset
+            # hivemind's nodes all read one function for the time that records are about; it is meant to be common.
+            for module in (timed_storage, routing, protocol, node):
+                module.get_dht_time = self._clock.wall
 
     async def join(self, addresses: Sequence[str]) -> int:
         """Make more peers known to our node; returns how many answered. Addresses must have been dialled."""
@@ -122,10 +159,12 @@ class Discovery:
         if self._identity is None:
             raise ValueError("a node without an identity has nothing to announce")
         now = int(self._clock.wall())
+        addresses = fitting(await self._host.refresh_addresses())
+        self._places.update(addresses)
         record = PeerRecord(
             run=self._run_id,
             peer=bytes(self._identity.peer_id),
-            addresses=fitting(await self._host.refresh_addresses()),
+            addresses=addresses,
             head_round=head.round,
             head_hash=head.hash,
             capacity=head.capacity,
@@ -195,6 +234,8 @@ class Discovery:
                 continue
             if record.peer == subkey and record.run == self._run_id and current(record, self._clock):
                 records.append(record)
+        mine = [record for record in records if record.peer == self._host.peer_id]
+        self.twin = tuple(place for record in mine for place in record.addresses if place not in self._places)
         return [record for record in records if record.peer != self._host.peer_id]
 
 

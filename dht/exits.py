@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from dht.errors import MurmurationError
+from dht.errors import MurmurationError, StorageError
 
+FILES_REMEDY = "allow more open files: ulimit -n 1024"
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 _log = logging.getLogger(__name__)
@@ -22,11 +23,13 @@ _log = logging.getLogger(__name__)
 
 def report(error: MurmurationError, *, as_json: bool = False) -> int:
     """Say on stderr what went wrong and what to do, in one line (or one JSON object); returns the exit code."""
-    if as_json:
-        fields = {"error": error.message, "code": error.code, "remedy": error.remedy, "exit": error.exit_code}
-        print(json.dumps(fields), file=sys.stderr)
-    else:
-        print(f"error: {error}", file=sys.stderr)
+    fields = {"error": error.message, "code": error.code, "remedy": error.remedy, "exit": error.exit_code}
+    try:
+        print(json.dumps(fields) if as_json else f"error: {error}", file=sys.stderr, flush=True)
+    except OSError:
+        # The disk may be full under a redirected stderr, too: the exit code still says what happened.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return error.exit_code
 
 
@@ -44,13 +47,20 @@ def run(command: Callable[[], int | None], *, as_json: bool = False) -> NoReturn
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_PIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if (fault := fault_of_the_machine(error)) is None:
             raise
-        from dht.errors import StorageError
-
-        where = f"{error.filename}: " if error.filename else ""
-        code = report(StorageError(f"{where}{error.strerror}", remedy="free space or fix permissions"), as_json=as_json)
+        code = report(fault, as_json=as_json)
     sys.exit(code)
+
+
+def fault_of_the_machine(error: OSError) -> StorageError | None:
+    """What an error of the operating system means to who runs the program; None if it may be our own bug."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return StorageError(f"{where}{error.strerror}", remedy=FILES_REMEDY)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS):
+        return StorageError(f"{where}{error.strerror}", remedy="free space or fix permissions")
+    return None
 
 
 async def until_stopped(work: Callable[[asyncio.Event], Awaitable[int | None]]) -> int:

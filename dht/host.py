@@ -79,6 +79,8 @@ class Host:
         self._avoided = Avoided(clock)
         self._direct = False
         self.daemon_died = asyncio.Event()
+        self.death = ""
+        """How p2pd ended, once it has."""
         self.on_lane_lost: Callable[[PeerId], None] = lambda peer: None
         """Called when a stream to a peer ended that we did not end: it may be gone."""
 
@@ -385,7 +387,8 @@ class Host:
     def _daemon_ended(self, died: asyncio.Future[str]) -> None:
         if died.cancelled():
             return
-        _log.error("%s", died.result())
+        self.death = died.result()
+        _log.error("%s", self.death)
         self.daemon_died.set()
         self._listener.close()
         for receiver in list(self._receivers):

@@ -91,6 +91,10 @@ def guarded(work: Callable[[], None], reporter: Reporter, log_path: Path) -> int
         reporter.event("error", code=error.code, message=error.message, remedy=error.remedy)
         return error.exit_code
     except Exception as error:
+        fault = exits.fault_of_the_machine(error) if isinstance(error, OSError) else None
+        if fault is not None:
+            reporter.event("error", code=fault.code, message=fault.message, remedy=fault.remedy)
+            return fault.exit_code
         logging.getLogger(__name__).exception("crashed")
         remedy = f"this is a bug; the traceback is in {log_path}"
         reporter.event("error", code=MurmurationError.code, message=f"{type(error).__name__}: {error}", remedy=remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dht.errors import StorageError
+from dht.exits import FILES_REMEDY
 
 DISK_REMEDY = "free disk space or check the folder's permissions; the older state is intact"
 _REPLACED = ".replaced"
@@ -95,4 +97,5 @@ def storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror or error}", remedy=DISK_REMEDY) from error
+        remedy = FILES_REMEDY if error.errno in (errno.EMFILE, errno.ENFILE) else DISK_REMEDY
+        raise StorageError(f"cannot write to {folder}: {error.strerror or error}", remedy=remedy) from error

@@ -21,10 +21,20 @@ from averaging.record import MAX_LOST_CHUNKS, Record
 from averaging.work import Decided, Joined, RolledBack
 from dht.addressbook import AddressBook, find_a_way_in
 from dht.clock import SystemClock
+from dht.dial import listens
 from dht.discovery import Discovery, Head
-from dht.errors import ConfigError, DataError, StorageError, UnreachableError
+from dht.errors import (
+    ConfigError,
+    DataError,
+    IncompatibleRunError,
+    LockedError,
+    Refusal,
+    StorageError,
+    UnreachableError,
+)
 from dht.host import Host, Relay
 from dht.identity import Identity, PeerId
+from dht.link import RefusedError
 from peer.catch_up import Donor
 from peer.config import PeerConfig
 from peer.data import TokenBatches, TokenData, open_data
@@ -42,6 +52,7 @@ from peer.trainer import Trainer
 log = logging.getLogger(__name__)
 _SEARCH_SOON, _SEARCH_LATER = 0.5, 15.0
 _LINGER = 3.0
+_TWIN_PLACES = 4
 
 
 def run_params(manifest: Manifest, parameters: int) -> RunParams:
@@ -192,6 +203,7 @@ class Node:
         self._addresses: dict[PeerId, tuple[str, ...]] = {}
         self._in_a_round = asyncio.Event()
         self._finished = asyncio.Event()
+        self._incompatible: asyncio.Future[None] | None = None
         self._search_now = asyncio.Event()
         self._began = self._uploading = time.monotonic()
         self._traffic = (0, 0)
@@ -203,7 +215,7 @@ class Node:
         driver = self._driver = Driver(
             self._participant, self._host, self._learner, self, threads=max(1, self._config.threads)
         )
-        driver.on_unreachable = self._unreachable
+        driver.on_unreachable, driver.on_failure = self._unreachable, self._failed_to_send
         self._host.on_lane_lost = driver.check
         self._host.serve(driver.on_frame, self._donor.answer)
         self._reporter.event(
@@ -216,15 +228,16 @@ class Node:
         driver.start()
         meeting = asyncio.create_task(self._meet())
         patience = asyncio.create_task(self._lose_patience())
+        self._incompatible = asyncio.get_running_loop().create_future()
         waits = [asyncio.create_task(_wait_for(event)) for event in (stop, self._finished, self._host.daemon_died)]
         self._tasks = [meeting, patience, *waits]
-        failures: list[asyncio.Future[None]] = [meeting, patience, driver.failed]
-        await asyncio.wait([*self._tasks, driver.failed], return_when=asyncio.FIRST_COMPLETED)
+        failures: list[asyncio.Future[None]] = [meeting, patience, driver.failed, self._incompatible]
+        await asyncio.wait([*waits, *failures], return_when=asyncio.FIRST_COMPLETED)
         for failure in failures:
             if failure.done():
                 failure.result()  # raises what ended it
         if self._host.daemon_died.is_set() and not stop.is_set():
-            raise UnreachableError("the libp2p daemon died", remedy="start run-peer again; nothing is lost")
+            raise UnreachableError(self._host.death, remedy="start run-peer again; nothing is lost")
         await driver.drain(_LINGER)
 
     async def close(self) -> None:
@@ -276,6 +289,10 @@ class Node:
             bootstrap=known,
             client_mode=self._config.client_mode,
         )
+        if offset := self._discovery.clock_offset:
+            word = "behind" if offset > 0 else "ahead of"
+            self._wait(f"this clock is {abs(offset):.0f} s {word} the others'; records of peers are read by theirs")
+        await self._search(self._discovery)  # before anybody hears of us, lest a twin be hidden by our own record
         self._discovery.keep_announcing(self._head)
         while True:
             await self._search(self._discovery)
@@ -294,11 +311,25 @@ class Node:
         except UnreachableError as error:
             log.warning("the search for peers failed: %s", error.message)
             return
+        await self._look_for_a_twin(discovery.twin)
         known, self._addresses = self._addresses, {record.peer_id: record.addresses for record in records}
         self._remember_members()
         if self._driver is not None:
             self._driver.reachable(peer for peer, places in self._addresses.items() if known.get(peer) != places)
             self._driver.learned(list(self._addresses))
+
+    async def _look_for_a_twin(self, places: Sequence[str]) -> None:
+        """Raises LockedError when somebody answers where another process announced our identity.
+
+        Two processes with one identity, say on a copied folder, keep two guards, and together could release what one
+        of them never would. A record of our own last life names a place where nobody answers any more.
+        """
+        for place in places[:_TWIN_PLACES]:
+            if await listens(place):
+                raise LockedError(
+                    f"another process runs under this identity at {place}",
+                    remedy="stop one of them; a second peer needs a data folder and an identity of its own",
+                )
 
     def _remember_members(self) -> None:
         """Only peers that sat in a roster with me go into the address book: anybody can announce an address."""
@@ -324,6 +355,15 @@ class Node:
     def _unreachable(self, peer: PeerId, reason: str) -> None:
         self._search_now.set()
         self._reporter.event("peer_unreachable", peer=str(peer), reason=reason)
+
+    def _failed_to_send(self, peer: PeerId, error: UnreachableError) -> None:
+        """See whether we are in the wrong place. Only the founder's word counts, and only while nobody of this run was
+        ever met.
+        """
+        alone = self._participant.chain is None and not self._addresses and peer == self._manifest.founder
+        if alone and self._incompatible and not self._incompatible.done() and (cause := _incompatible(error)):
+            remedy = "take the founder's run.toml and the version of this program that the run uses"
+            self._incompatible.set_exception(IncompatibleRunError(f"the founder {cause}", remedy=remedy))
 
     def _wait(self, reason: str) -> None:
         self._reporter.event("waiting", reason=reason)
@@ -436,6 +476,13 @@ class Node:
             state_bytes=sum(self._learner.state.schema.sections),
         )
         self._began, self._traffic = now, (total.up, total.down)
+
+
+def _incompatible(error: UnreachableError) -> str:
+    """What an answer says about who gave it, if it shows another run or version; empty otherwise."""
+    if isinstance(error, RefusedError) and error.refusal is Refusal.WRONG_RUN:
+        return "belongs to another run: a value in its manifest differs"
+    return "does not speak this version of the protocol" if "protocols not supported" in error.message else ""
 
 
 async def _wait_for(event: asyncio.Event) -> None:

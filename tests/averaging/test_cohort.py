@@ -217,6 +217,29 @@ def test_a_death_before_everybody_holds_shares_names_the_dead_and_nobody_else():
     assert net.messages(Manifest) == []
 
 
+@pytest.mark.parametrize("leavers", [1, 2])
+def test_who_goes_on_to_another_attempt_is_not_waited_for_and_not_blamed(leavers):
+    """One member of 8 may leave after R1 and the sum is made without it; with a second one there are too few."""
+    net = CohortNet(8, seed=11)
+    net.plan = {i: ("Upload", 1) for i in range(leavers)}
+    net.announce = 0.0  # nobody's connection breaks: only their word tells
+
+    def leave() -> None:
+        for i in range(leavers, 8):
+            for gone in net.plan:
+                net.call(i, lambda c, gone=gone: c.left(net.roster.peers[gone]))
+
+    net.at(net.params.deadlines.shares, leave)
+    net.run(limit=net.params.deadlines.shares + 2.5)
+    assert len(net.fired) == leavers
+    cohorts = [net.nodes[i].cohort for i in range(leavers, 8)]
+    if leavers == 1:
+        assert all(cohort.certified is not None and 0 not in cohort.certified.survivors for cohort in cohorts)
+    else:
+        assert all(cohort.failed is not None and not cohort.failed.opened for cohort in cohorts)
+        assert all(cohort.failed.laggards == () for cohort in cohorts)
+
+
 def test_a_silent_member_is_named_at_the_deadline():
     net = CohortNet(5)
     net.tamper = lambda i, j, item: None if i == 3 else item

@@ -113,3 +113,16 @@ def test_an_attempt_that_fails_leads_to_the_next_one_without_its_laggards(swarm)
     assert max(attempts) > 0
     assert not record.void and not {first, second} <= set(record.members()), "the laggards were not left out"
     swarm.check()
+
+
+def test_an_old_knock_is_no_restart(swarm):
+    """It may come late, over a link that took long to open; a process that started anew has another nonce."""
+    me, other = (swarm.peers[peer] for peer in swarm.order[:2])
+    ready = lambda: me.participant.current.cohort and me.participant.current.cohort.is_ready(other.id)  # noqa: E731
+    assert swarm.run(lambda: bool(ready()), 30)
+    nonce = other.participant._nonce
+    assert me.participant.current.lost_its_part(other.id, bytes(32))
+    assert not me.participant.current.lost_its_part(other.id, nonce)
+    swarm.crash(other.id)
+    swarm._boot(other)
+    assert other.participant._nonce != nonce

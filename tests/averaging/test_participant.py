@@ -153,8 +153,10 @@ def test_asked_for_the_chain_i_send_what_is_missing(seen):
     (answer,) = seen.me.receive(seen.other.id, seen.sign(ChainRequest(1), round_=0))
     segment = answer.message.message()
     assert [unpack(link)[0].round for link in segment.links] == list(range(2, seen.me.round))
-    assert seen.me.receive(seen.other.id, seen.sign(Knock(seen.me.round, seen.me.chain.beacon), round_=0)) == []
-    (answer,) = seen.me.receive(seen.other.id, seen.sign(Knock(0, bytes(32)), round_=0))
+    nonce = seen.other.participant._nonce
+    knock = Knock(seen.me.round, seen.me.chain.beacon, nonce)
+    assert seen.me.receive(seen.other.id, seen.sign(knock, round_=0)) == []
+    (answer,) = seen.me.receive(seen.other.id, seen.sign(Knock(0, bytes(32), nonce), round_=0))
     assert len(answer.message.message().links) == seen.me.round - 1
 
 

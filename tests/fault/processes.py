@@ -38,6 +38,7 @@ class Process:
         self.stderr = folder / f"{name}.stderr"
         self._copy = (folder / f"{name}.events").open("ab", buffering=0)  # for whoever looks into a failure
         self._doom: Callable[[bytes], bool] | None = None
+        self._signal = signal.SIGKILL
         with self.stderr.open("ab") as errors:
             self.process = subprocess.Popen(
                 ["nice", "-n", str(nice), sys.executable, "-m", module, *arguments, "--json"],
@@ -55,7 +56,7 @@ class Process:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if self._doom is not None and self._doom(line):
-                self.process.kill()  # before anything else: it must not get further than this line
+                self.process.send_signal(self._signal)  # first of all: it must not get further than this line
                 self._doom = None
             self._copy.write(line)
             with self._changed, suppress(ValueError):
@@ -67,7 +68,15 @@ class Process:
 
     def kill_at(self, doom: Callable[[bytes], bool]) -> None:
         """SIGKILL as soon as it writes a line for which `doom` is true."""
-        self._doom = doom
+        self._signal, self._doom = signal.SIGKILL, doom
+
+    def stop_at(self, moment: Callable[[bytes], bool]) -> None:
+        """SIGSTOP as soon as it writes a line for which `moment` is true."""
+        self._signal, self._doom = signal.SIGSTOP, moment
+
+    def state(self) -> str:
+        """Its state as the kernel tells it: R, S, T for stopped, and so on; X when it is gone (Linux)."""
+        return state_of(self.process.pid)
 
     @property
     def code(self) -> int | None:
@@ -138,10 +147,15 @@ def last_words(process: Process) -> str:
 
 def running(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
+    return state_of(pid) not in "ZX"
+
+
+def state_of(pid: int) -> str:
+    """The state of a process in one letter, X when there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 def children(pid: int) -> list[int]:

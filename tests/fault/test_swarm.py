@@ -9,13 +9,11 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from dht.identity import Identity
-from peer.manifest import Codec, Cohort, Data, Deadlines, Manifest, Model, Train
-from tests.fault.processes import PATIENCE, Process, Swarm, children, last_words, running
+from tests.fault.processes import PATIENCE, Swarm, children, last_words, running
+from tests.fault.run import Run
 
 pytestmark = [
     pytest.mark.timeout(4 * PATIENCE),
@@ -23,85 +21,12 @@ pytestmark = [
     pytest.mark.xdist_group("swarm of processes"),
 ]
 PEERS = 5
-LIMITS = Deadlines(join=5.0, shares=20.0, train=8.0, upload=8.0, survivors=8.0, unmask=8.0, sums=8.0, commit=5.0)
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-CONFIG = {"model_type": "llama", "vocab_size": 257, "max_position_embeddings": 32, "tie_word_embeddings": True, **SIZES}
-
-
-class Run:
-    """The swarm, and what belongs to each peer by its number."""
-
-    def __init__(self, folder: Path, swarm: Swarm) -> None:
-        self.folder, self.swarm = folder, swarm
-        identities = [Identity.load_or_create(self.home(index) / "identity.key") for index in range(PEERS)]
-        self.ids = [str(identity.peer_id) for identity in identities]
-        self.manifest = Manifest.demo(
-            self.ids[0],
-            name="fault",
-            genesis_peers=PEERS,
-            model=Model(config=CONFIG, seed=1),
-            data=Data(sequence_length=16),
-            train=Train(local_steps=4, tokens_per_round=4 * 2 * 16, warmup=1),
-            cohort=Cohort(target=PEERS, minimum=3, deadlines=LIMITS),
-            codec=Codec(chunk_elements=4096),
-        )
-        (folder / "run.toml").write_text(self.manifest.dumps())
-        self.bootstrap = swarm.start("bootstrap", "bootstrap.cli", "--port", "0", "--data-dir", str(folder / "boot"))
-        swarm.wait("the bootstrap's address", lambda: bool(self.bootstrap.named("ready")), [self.bootstrap])
-        self.address = self.bootstrap.named("ready")[0]["addresses"][0]
-        self.peers = [self.start(index, nice=10) for index in range(PEERS)]
-
-    def home(self, index: int) -> Path:
-        home = self.folder / f"peer-{index}"
-        home.mkdir(exist_ok=True)
-        return home
-
-    def start(self, index: int, nice: int = 0) -> Process:
-        text = self.folder / f"text-{index}.txt"
-        if not text.exists():
-            text.write_text(f"bird {index} minds its neighbours and the flock turns as one.\n" * 200)
-        options = {"--run": "run.toml", "--data-dir": self.home(index), "--data": text, "--bootstrap": self.address}
-        options |= {"--listen": "/ip4/127.0.0.1/tcp/0", "--batch-size": 2, "--threads": 1, "--device": "cpu"}
-        arguments = [str(part) for option in options.items() for part in option]
-        return self.swarm.start(f"peer-{index}", "peer.cli", *arguments, nice=nice)
-
-    def others(self, index: int) -> list[Process]:
-        return [peer for other, peer in enumerate(self.peers) if other != index]
-
-    def head(self) -> int:
-        """The newest round that anybody has reported."""
-        return max((max(peer.rounds(), default=0) for peer in self.peers), default=0)
-
-    def wait_for_rounds(self, count: int, peers: list[Process]) -> None:
-        """Until each of these has reported so many certified rounds more than there are now."""
-        goal = self.head() + count
-        self.swarm.wait(f"round {goal}", lambda: all(max(peer.rounds(), default=0) >= goal for peer in peers), peers)
-
-    def check_roots(self) -> None:
-        """No two peers ever reported different outcomes of one round."""
-        outcomes: dict[int, set[tuple[str, bool, tuple[str, ...]]]] = {}
-        for peer in self.peers:
-            for number, report in peer.rounds().items():
-                outcome = (report["root"], report["void"], tuple(report["survivors"]))
-                outcomes.setdefault(number, set()).add(outcome)
-        assert all(len(found) == 1 for found in outcomes.values()), outcomes
-
-    def state_files(self) -> dict[int, dict[int, bytes]]:
-        """Bytes of the certified states on disk now, by round and peer."""
-        found: dict[int, dict[int, bytes]] = {}
-        for index in range(PEERS):
-            for path in self.home(index).glob("state/*/rounds/[0-9]*/state.bin"):
-                try:
-                    found.setdefault(int(path.parent.name), {})[index] = path.read_bytes()
-                except OSError:
-                    continue  # two rounds are kept, and just now it was a third
-        return found
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with Swarm(tmp_path_factory.mktemp("swarm")) as swarm:
-        yield Run(swarm.folder, swarm)
+        yield Run(swarm.folder, swarm, PEERS)
 
 
 def test_all_peers_hold_the_same_bytes(run: Run):

@@ -53,6 +53,9 @@ class Street:
         street = self
 
         class Discovery:
+            clock_offset = 0.0
+            twin: tuple[str, ...] = ()
+
             def keep_announcing(self, head: Any) -> None:
                 street.announced[mine.peer_id] = head
 
@@ -71,7 +74,7 @@ class Host(Port):
 
     def __init__(self, network: Network, peer: PeerId) -> None:
         super().__init__(network, peer)
-        self.daemon_died = asyncio.Event()
+        self.daemon_died, self.death = asyncio.Event(), "the libp2p daemon died (signal 9)"
         self.dialled: list[str] = []
         network.ports[peer] = self
 
@@ -227,7 +230,7 @@ async def test_a_dead_daemon_ends_it_with_a_reason(house: House):
     life = house.start(1)
     await house.until(lambda: bool(house.named(1, "started")))
     house.street.network.ports[identity(1).peer_id].daemon_died.set()  # type: ignore[attr-defined]
-    with pytest.raises(UnreachableError, match="daemon died"):
+    with pytest.raises(UnreachableError, match=r"daemon died \(signal 9\)"):
         await asyncio.wait_for(life, 60)
 
 
@@ -271,7 +274,7 @@ async def test_only_addresses_that_changed_clear_a_suspicion(house: House):
 
     driver = SimpleNamespace(reachable=lambda peers: moved.append(list(peers)), learned=lambda peers: None)
     node._driver = driver  # type: ignore[assignment]
-    street: Any = SimpleNamespace(find=find)
+    street: Any = SimpleNamespace(find=find, twin=())
     await node._search(street)
     await node._search(street)
     places[PEERS[1]] = ("elsewhere",)
