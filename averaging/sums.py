@@ -136,9 +136,11 @@ class Sums:
 
     @property
     def all_signed(self) -> bool:
-        """Whether every chunk's sum is bound by the signature of somebody whose sum counts."""
+        """Whether every chunk's sum is bound by the signature of somebody whose sum counts, or given up: then none will
+        be taken any more.
+        """
         return all(
-            any(self._counts(author, chunk) for author in self._signers.get(chunk, ()))
+            chunk in self.lost or any(self._counts(author, chunk) for author in self._signers.get(chunk, ()))
             for chunk in range(self._layout.total_chunks)
         )
 

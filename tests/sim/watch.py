@@ -37,7 +37,9 @@ class Watch:
         if isinstance(message, Unmask):
             self._unmask(sender, message)
         elif isinstance(message, AuditShares):
-            missing = self._swarm.params.layout.total_chunks - len(self._signed[message.sid])
+            # A sum that was given up binds nobody: it is zero for everyone, and none is taken any more.
+            settled = self._signed[message.sid].union(self._swarm.cohort_of(sender).sums.lost)
+            missing = self._swarm.params.layout.total_chunks - len(settled)
             self._rule(missing == 0, f"{sender.short} opened its audit shares with {missing} sums unsigned")
 
     def _unmask(self, sender: PeerId, message: Unmask) -> None:
