@@ -155,13 +155,14 @@ class Cohort(Checking):
         """A member went on to another attempt: it adds nothing to this one any more, however well it is."""
         if peer not in self.peers or peer == self._identity.peer_id or self.certified or self.failed:
             return []
-        member = self.peers.index(peer)
-        self._left.add(member)
-        if len(self.peers) - len(self._left) < self.threshold:
-            return self._fail("too few members are left in this attempt")
-        if "shares" not in self._done and (member in self._dealing.missing or member not in self._ready):
-            return self._fail(f"{peer.short} went on before everybody held shares")
-        return self.suspect(peer)
+        self._left.add(self.peers.index(peer))
+        if "shares" not in self._done:
+            return []  # that time is short, and when it ends I see myself who stalls
+        return self._too_few_left() or self.suspect(peer)
+
+    def _too_few_left(self) -> list[CohortAction]:
+        few = len(self.peers) - len(self._left) < self.threshold
+        return self._fail("too few members are left in this attempt") if few else []
 
     def receive(self, sender: PeerId, message: object, frame: bytes) -> list[CohortAction]:
         """Take a signed message of this sid; `frame` is its envelope. Raises ProtocolError when it is refused."""
@@ -274,7 +275,7 @@ class Cohort(Checking):
             apart = self._tell_apart()
             return [*apart, *self._fail("a dealer showed different hash lists to different members", self._disputing())]
         self._done.add("shares")
-        return [CancelTimer(self._key("shares"))]
+        return [CancelTimer(self._key("shares")), *self._too_few_left()]
 
     def _disputing(self) -> set[int]:
         """Between whom there is a dispute about a dealer's hash list. One of them lies, so all of them are named; if
