@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tests.fault.reliability import PAGE, Row, write
-from tests.sim.cases import FAULTS, Outcome, play, prepare
+from tests.sim.cases import Outcome, prepare
+from tests.sim.cohort_cases import ALL_FAULTS, play
 from tests.sim.faults import memoised
 
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
     options = parser.parse_args(arguments)
     seeds = range(options.seeds) if options.seed is None else (options.seed,)
-    faults = [fault for fault in FAULTS if options.only in fault]
+    faults = [fault for fault in ALL_FAULTS if options.only in fault]
     rows = list(play_all(faults, seeds, options.workers))
     for row in rows:
         print(row.line())

@@ -20,6 +20,7 @@ from averaging.actions import Send
 from averaging.ballots import PRECOMMIT, Ballot
 from averaging.params import RunParams
 from averaging.record import Record
+from averaging.roster import cut
 from averaging.work import Joined
 from dht.envelope import Envelope
 from dht.identity import PeerId
@@ -42,7 +43,9 @@ def longest_round(params: RunParams, members: int, turns: int, rosters: int, abs
     view = limits.commit * (1 + 2 / 3)
     waiting = turns * _PATIENCE * limits.join
     agreement = 2 * limits.commit + (absent + 2) * (view + absent * limits.commit / 3)
-    return waiting + max(1, rosters) * limits.total(members) + agreement
+    largest = max(len(part) for part in cut(members, params.target, params.minimum))
+    attempt = limits.total(members) if largest == members else limits.across(largest) + limits.commit
+    return waiting + max(1, rosters) * attempt + agreement
 
 
 @contextmanager

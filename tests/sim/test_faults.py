@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.fault.reliability import Row, table, write
-from tests.sim.cases import DELTA, FAULTS, PEERS, USUAL, Case, play, started
+from tests.sim.cases import DELTA, PEERS, USUAL, Case, started
+from tests.sim.cohort_cases import ALL_FAULTS, play
 from tests.sim.faults import FaultSwarm, longest_round, memoised
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def _fast() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("fault", "seed"), [(fault, k % 7) for k, fault in enumerate(FAULTS)])
+@pytest.mark.parametrize(("fault", "seed"), [(fault, k % 7) for k, fault in enumerate(ALL_FAULTS)])
 def test_survivors_agree_on_exact_sums_in_time(fault, seed):
     outcome = play(fault, seed)
     assert outcome.fired, "the fault never happened"
