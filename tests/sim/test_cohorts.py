@@ -203,6 +203,22 @@ def test_a_peer_that_cannot_be_dialled_contributes_and_owns_nothing():
         assert sum(chunks.values()) == 3 * swarm.params.layout.total_chunks
 
 
+def test_cohorts_go_on_in_a_recovery_branch_when_more_than_a_third_is_gone_for_good():
+    swarm = make(1, 20, 5, recovery_after=20.0)
+    swarm.start()
+    assert swarm.run(lambda: swarm.reached(1), 60)
+    first, dead = swarm.height() + 1, swarm.order[:8]
+    for peer in dead:
+        swarm.crash(peer)
+    living = [peer for peer in swarm.order if peer not in dead]
+    assert swarm.run(lambda: swarm.reached(first + 2, living), 300)
+    swarm.check()
+    records = [record(swarm, round_) for round_ in range(first, first + 3)]
+    assert [found.recovery for found in records] == [True, False, False]
+    assert [len(found.survivors) for found in records[1:]] == [12, 12]
+    assert not any(found.left_out for found in records)
+
+
 # --- lies -----------------------------------------------------------------------------------------------------------
 
 
