@@ -292,6 +292,7 @@ class Cohort(Checking):
     def _step_upload(self) -> list[CohortAction]:
         if not self._once("upload", "shares" in self._done and self.tokens is not None):
             return []
+        self._promise_upload()
         return [Upload(self.sid, self._plan())]
 
     def _plan(self) -> tuple[tuple[int, tuple[PeerId, ...]], ...]:

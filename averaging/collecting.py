@@ -38,7 +38,7 @@ from averaging.survivors import Certified, SurvivorCertificate
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.transport import Part
-from dht.wire import encode
+from dht.wire import digest, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,19 @@ class Collecting:
         self.tokens: int | None = None
         self.failed: Failed | None = None
         self._implausible: str | None = None
+
+    @property
+    def uploads(self) -> bool:
+        """Whether masked chunks of my update may have left."""
+        return "upload" in self._done
+
+    def _promise_upload(self) -> None:
+        """Of several cohorts one may open its sum and the attempt fail all the same: then none of its members may
+        upload again in this round, restarted or not. A single cohort that opened keeps the next attempt from its
+        quorum. Raises GuardRefusedError.
+        """
+        value = digest("alone") if self.roster.alone else self.sid
+        self._guard.ballot(self.params.run, self.roster.round, 0, "upload", value)
 
     def is_ready(self, peer: PeerId) -> bool:
         """Whether a member said that it holds everybody's shares."""

@@ -382,6 +382,7 @@ class CurrentRound:
         if failed is None:
             return self._track([*across, *self._apply(), *self._attest(), *self._join_again()])
         opened = failed.opened or self._guard.has_opened(self.params.run, self.number) is not None
+        opened |= self.across is not None and self.cohort.uploads
         if opened or self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
             return self._track([*across, *([] if self._attested.given_up else self._give_up())])
         missing = tuple(peer for peer in failed.laggards if peer in self.cohort.peers)
@@ -395,11 +396,10 @@ class CurrentRound:
         return self._track([*across, *begin, *self.convening.tell_where(outside)])
 
     def _join_again(self) -> Sequence[ParticipantAction]:
-        """My cohort failed before it opened anything: I follow the others' totals, and should they fail, too, as when
-        the roster reached few, the next attempt begins without waiting for the end of this one.
-        """
+        """My cohort failed before anything was uploaded: I follow the others' totals. Should they fail, too, as when
+        the roster reached few, the next attempt begins without waiting for the end of this one."""
         cohort, convening = self.cohort, self.convening
-        if cohort is None or cohort.failed is None or cohort.failed.opened or self.aggregate is not None:
+        if cohort is None or cohort.failed is None or cohort.uploads or self.aggregate is not None:
             return []
         spent = convening is None or convening.attempt + 1 >= self.params.attempts
         if convening is None or spent or convening.roster is None or convening.roster.sid != cohort.sid:

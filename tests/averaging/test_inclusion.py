@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 
 from averaging.certificate import quorum
+from averaging.cohort import Cohort
+from averaging.guard import GuardRefusedError, MemoryGuard
 from averaging.inclusion import Results, Votes, check_included, check_inclusion, check_result, failed_result
 from averaging.messages import InclusionVote, Result
 from averaging.params import threshold
@@ -160,3 +163,32 @@ def test_votes_without_the_proposal_are_not_enough():
     votes.learn(inclusion)
     assert votes.included() is not None
     assert isinstance(JOINS[COMMITTEE[0]], Envelope)
+
+
+def member_of(attempt: int, guard: MemoryGuard, target: int) -> Cohort:
+    """One peer's part in the roster of an attempt."""
+    params, secrets = small_params(N, target=target), make_secrets(N, 3 + attempt)
+    joins = {join.check(RUN): join for join in sign_joins(dict(enumerate(secrets)), attempt).values()}
+    signed = seal(KEYS[convener(HEAD, COMMITTEE, attempt)], RUN, 1, make_roster(1, attempt, HEAD, joins))
+    me = identity(0)
+    seating = next(found for members, found in make_seatings(params, signed, joins) if me.peer_id in members)
+    roster = check_roster(seating, params, 1, HEAD, COMMITTEE, joins[me.peer_id])
+    return Cohort(params, me, roster, secrets[0], guard, random.Random(attempt).randbytes)
+
+
+def test_who_uploaded_among_several_cohorts_uploads_no_more_in_that_round():
+    """Its cohort may have opened a sum; the guard outlives the process."""
+    guard = MemoryGuard()
+    member_of(0, guard, 6)._promise_upload()
+    member_of(0, guard, 6)._promise_upload()  # the same sid, after a restart
+    for attempt, target in ((1, 6), (2, 64)):
+        with pytest.raises(GuardRefusedError):
+            member_of(attempt, guard, target)._promise_upload()
+
+
+def test_a_single_cohort_may_upload_again_in_a_later_attempt():
+    guard = MemoryGuard()
+    member_of(0, guard, 64)._promise_upload()
+    member_of(1, guard, 64)._promise_upload()
+    with pytest.raises(GuardRefusedError):
+        member_of(2, guard, 6)._promise_upload()
