@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dht.clock import SystemClock
+from dht import discovery
+from dht.clock import Clock, SystemClock
 from dht.discovery import Discovery, Head, SignedRecords
 from dht.host import Host
 from dht.identity import Identity
@@ -27,13 +28,13 @@ async def start_node(start_host: StartHost, tmp_path: Path) -> AsyncIterator[Sta
     nodes: list[Discovery] = []
 
     async def start(
-        name: str, run: bytes | None = RUN, bootstrap: Sequence[str] = ()
+        name: str, run: bytes | None = RUN, bootstrap: Sequence[str] = (), clock: Clock | None = None
     ) -> tuple[Host, Identity, Discovery]:
         host = await start_host(name)
         identity = Identity.load(tmp_path / f"{name}.key")
         for address in bootstrap:
             await host.connect(address)
-        nodes.append(await Discovery.start(host, run, identity, SystemClock(), bootstrap=bootstrap))
+        nodes.append(await Discovery.start(host, run, identity, clock or SystemClock(), bootstrap=bootstrap))
         return host, identity, nodes[-1]
 
     yield start
@@ -76,6 +77,49 @@ async def test_peers_of_a_run_find_each_other_through_a_bootstrap_node(start_nod
     ]:
         assert not await alice_node._node.store(key_text(RUN), value, float(record.expires), subkey=subkey)
     assert [record.head_round for record in await alice_node.find()] == [4]
+
+
+class FastClock(SystemClock):
+    """A clock that is so many seconds fast."""
+
+    def __init__(self, skew: float) -> None:
+        self._skew = skew
+
+    def wall(self) -> float:
+        return super().wall() + self._skew
+
+
+async def test_a_clock_is_measured_by_the_others(start_node: StartNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is 10 min off, either way, finds and is found all the same."""
+    for module in (discovery.timed_storage, discovery.routing, discovery.protocol, discovery.node):
+        monkeypatch.setattr(module, "get_dht_time", module.get_dht_time)  # a correction replaces it: put it back
+    entry, _, _ = await start_node("entry", run=None)
+    _, _, right = await start_node("right", bootstrap=entry.addresses())
+    assert right.clock_offset == 0.0
+    assert await right.announce(Head(round=1))
+    for name, skew in (("fast", 600.0), ("slow", -600.0)):
+        host, _, wrong = await start_node(name, bootstrap=entry.addresses(), clock=FastClock(skew))
+        assert wrong.clock_offset == pytest.approx(-skew, abs=20)  # as long as an answer may take
+        assert await wrong.announce(Head(round=2))
+        assert 1 in [record.head_round for record in await wrong.find()]
+        assert host.peer_id in [record.peer_id for record in await right.find()]
+    _, _, nearly = await start_node("nearly", bootstrap=entry.addresses(), clock=FastClock(1.0))
+    assert nearly.clock_offset == 0.0
+
+
+async def test_a_second_process_with_my_identity_is_seen(start_node: StartNode, tmp_path: Path) -> None:
+    entry, _, _ = await start_node("entry", run=None)
+    first, _, first_node = await start_node("mine", bootstrap=entry.addresses())
+    assert await first_node.announce(Head())
+    await first_node.find()
+    assert first_node.twin == ()  # where it says it is, it is
+    copy = (tmp_path / "mine.key").read_bytes()
+    (tmp_path / "copy.key").write_bytes(copy)
+    (tmp_path / "copy.key").chmod(0o600)
+    second, _, second_node = await start_node("copy", bootstrap=entry.addresses())
+    assert second.peer_id == first.peer_id
+    assert await second_node.find() == ()
+    assert second_node.twin == first.addresses()
 
 
 def test_the_validator_survives_any_bytes() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.clock import ManualClock
+from dht.clock import CorrectedClock, ManualClock
 from dht.envelope import seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity
@@ -66,6 +66,23 @@ def test_times_are_bounded(issued: int, expires: int) -> None:
     start = int(CLOCK.wall())
     record = replace(RECORD, issued=start + issued, expires=start + expires)
     assert refusal(seal_record(ALICE, record)) is Refusal.OUT_OF_BOUNDS
+
+
+@pytest.mark.parametrize("skew", [-600.0, -5.0, 5.0, 600.0])
+def test_a_record_from_another_clock(skew: float) -> None:
+    """5 s do no harm; with 10 min no record counts, until both go by one clock."""
+    theirs = ManualClock(wall=CLOCK.wall() + skew)
+    issued = int(theirs.wall())
+    record = replace(RECORD, issued=issued, expires=issued + 300)
+    frame = seal_record(ALICE, record)
+    corrected = CorrectedClock(CLOCK, offset=skew)
+    assert open_record(frame, corrected) == record
+    assert current(record, corrected)
+    if skew == 600.0:
+        assert refusal(frame) is Refusal.OUT_OF_BOUNDS
+    else:
+        assert open_record(frame, CLOCK) == record
+        assert current(record, CLOCK) is (abs(skew) < CLOCK_SKEW)
 
 
 def test_other_messages_and_oversized_frames_are_refused() -> None:

@@ -17,8 +17,9 @@ from averaging.guard import SqliteGuard
 from averaging.work import Decided, Joined
 from dht.addresses import parse
 from dht.dial import Dial, Verdict
-from dht.errors import DataError, StorageError, UnreachableError
+from dht.errors import DataError, IncompatibleRunError, LockedError, Refusal, StorageError, UnreachableError
 from dht.identity import Identity, PeerId
+from dht.link import RefusedError
 from peer import node as nodes
 from peer.config import PeerConfig
 from peer.data import TokenData
@@ -280,6 +281,65 @@ async def test_only_addresses_that_changed_clear_a_suspicion(house: House):
     places[PEERS[1]] = ("elsewhere",)
     await node._search(street)
     assert moved == [[PEERS[1], PEERS[2]], [], [PEERS[1]]]
+
+
+async def test_a_twin_that_answers_ends_it(house: House):
+    """The record of a process that is gone ends nobody."""
+    node = house.make(1)
+    async with await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0) as twin:
+        place = f"/ip4/127.0.0.1/tcp/{twin.sockets[0].getsockname()[1]}/p2p/{PEERS[1]}"
+        with pytest.raises(LockedError, match="another process runs under this identity at /ip4") as ended:
+            await node._look_for_a_twin([address(PEERS[1]), place])
+        assert ended.value.exit_code == 73
+    await node._look_for_a_twin([place])
+    await node._look_for_a_twin([])
+
+
+async def test_a_twin_ends_it_before_it_announces_itself(house: House, monkeypatch: pytest.MonkeyPatch):
+    async with await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0) as twin:
+        start = house.street.start
+
+        async def with_twin(*arguments: Any, **options: Any) -> Any:
+            discovery = await start(*arguments, **options)
+            discovery.twin = (f"/ip4/127.0.0.1/tcp/{twin.sockets[0].getsockname()[1]}/p2p/{PEERS[1]}",)
+            return discovery
+
+        monkeypatch.setattr(nodes, "Discovery", SimpleNamespace(start=with_twin))
+        with pytest.raises(LockedError):
+            await asyncio.wait_for(house.start(1), 60)
+    assert house.street.announced == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RefusedError(Refusal.WRONG_RUN), "the founder belongs to another run"),
+        (UnreachableError("protocols not supported: [/x/2]"), "does not speak this version of the protocol"),
+    ],
+)
+async def test_the_founders_word_for_another_run(house: House, error: UnreachableError, says: str):
+    house.start(2)
+    node = house.nodes[2]
+    await house.until(lambda: node._incompatible is not None)
+    assert node._incompatible is not None
+    node._failed_to_send(PEERS[1], error)  # anybody's word but the founder's
+    node._failed_to_send(PEERS[0], UnreachableError("nobody is there"))
+    assert not node._incompatible.done()
+    node._failed_to_send(PEERS[0], error)
+    with pytest.raises(IncompatibleRunError, match=says) as ended:
+        await asyncio.wait_for(house.running[2], 60)
+    assert ended.value.exit_code == 65
+    assert "run.toml" in ended.value.remedy
+
+
+async def test_who_has_met_the_run_is_not_talked_out_of_it(house: House):
+    house.start(2)
+    node = house.nodes[2]
+    await house.until(lambda: node._incompatible is not None)
+    node._addresses = {PEERS[1]: (address(PEERS[1]),)}
+    node._failed_to_send(PEERS[0], RefusedError(Refusal.WRONG_RUN))
+    assert node._incompatible is not None
+    assert not node._incompatible.done()
 
 
 async def test_it_announces_the_head_of_its_chain(house: House):
