@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 CHECKED := dht averaging ledger peer bootstrap benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint types tests format demo bench reliability clean
+.PHONY: help venv test lint types tests format demo bench reliability machines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench: $(STAMP) ## every benchmark, beside its baseline; tables on the screen, J
 SEEDS ?= 200
 reliability: $(STAMP) ## the whole fault matrix; writes docs/reliability.md (SEEDS=200: an hour on two cores)
 	$(BIN)/python -m tests.fault.matrix --seeds $(SEEDS) --workers $(WORKERS) --write
+
+machines: $(STAMP) ## real peers killed in every phase; writes their table into docs/reliability.md (10 minutes)
+	$(BIN)/python -m tests.fault.real_matrix --write
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from dht import discovery
 from dht.clock import Clock, SystemClock
 from dht.discovery import Discovery, Head, SignedRecords
 from dht.host import Host
@@ -91,7 +90,10 @@ class FastClock(SystemClock):
 
 async def test_a_clock_is_measured_by_the_others(start_node: StartNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is 10 min off, either way, finds and is found all the same."""
-    for module in (discovery.timed_storage, discovery.routing, discovery.protocol, discovery.node):
+    from hivemind.dht import node, protocol, routing
+    from hivemind.utils import timed_storage
+
+    for module in (timed_storage, routing, protocol, node):
         monkeypatch.setattr(module, "get_dht_time", module.get_dht_time)  # a correction replaces it: put it back
     entry, _, _ = await start_node("entry", run=None)
     _, _, right = await start_node("right", bootstrap=entry.addresses())

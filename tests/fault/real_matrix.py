@@ -146,9 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=3, help="repetitions of each fault (3)")
     parser.add_argument("--only", default="", help="faults whose name contains this text")
     parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
+    parser.add_argument("--folder", type=Path, help="an empty folder that keeps the peers' events and files")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = play([fault for fault in KILLS | STOPS if options.only in fault], options.times, Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        rows = play([fault for fault in KILLS | STOPS if options.only in fault], options.times, folder)
     lines = [row.line() for row in rows]
     print("\n".join(lines))
     if options.write:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- simulator: begin -->", "<!-- simulator: end -->"
 _HEAD = """| fault | runs | fired in | divergent survivors | wrong sums | hangs | rounds lost |
+|---|---:|---:|---:|---:|---:|---:|"""
+_REAL_HEAD = """| fault | runs | fired in | divergent roots | never came back | rounds lost | back after (median) |
 |---|---:|---:|---:|---:|---:|---:|"""
 
 
@@ -37,15 +38,24 @@ class Row:
 
 
 def table(rows: Sequence[Row], seeds: int) -> str:
-    """The generated part of the page."""
+    """The simulator's part of the page."""
     total = Row("**all**", *(sum(getattr(row, name) for row in rows) for name in Row.__slots__[1:7]))
     lines = [row.line() for row in (*rows, total)]
-    return "\n".join([_BEGIN, f"Seeds 0 to {seeds - 1}.", "", _HEAD, *lines, _END])
+    return "\n".join([f"Seeds 0 to {seeds - 1}.", "", _HEAD, *lines])
 
 
 def write(rows: Sequence[Row], seeds: int, page: Path = PAGE) -> None:
-    """Put the figures into the page, between its two marks. Raises ValueError when it has none."""
-    text = page.read_text()
-    before, rest = text.split(_BEGIN)
-    _, after = rest.split(_END)
-    page.write_text(before + table(rows, seeds) + after)
+    """Put the simulator's figures into the page. Raises ValueError when it has no place for them."""
+    _put("simulator", table(rows, seeds), page)
+
+
+def write_real(lines: Sequence[str], page: Path = PAGE) -> None:
+    """Put the figures of real processes into the page. Raises ValueError when it has no place for them."""
+    _put("processes", "\n".join([_REAL_HEAD, *lines]), page)
+
+
+def _put(name: str, text: str, page: Path) -> None:
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
