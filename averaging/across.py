@@ -8,7 +8,8 @@ that aborted end with the same totals as everybody else. Timers come in as `time
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 
 from averaging.actions import Note, Send, SetTimer, TimerKey
 from averaging.aggregate import Aggregate, result_of, survivors_of
@@ -19,7 +20,7 @@ from averaging.collecting import Failed
 from averaging.coordinating import Coordinating
 from averaging.evidence import WrongTotal
 from averaging.guard import Guard
-from averaging.messages import Included, Inclusion, InclusionVote, Result, TotalHash, Wanted
+from averaging.messages import Included, Inclusion, InclusionVote, Ping, Result, TotalHash, Wanted
 from averaging.params import TOTAL_TURNS, RunParams
 from averaging.reducing import Duties
 from averaging.roster import CheckedRoster
@@ -39,7 +40,7 @@ _REQUESTS = 16
 class Across(Coordinating):
     """One member's part in summing one roster's cohorts."""
 
-    TIMERS = ("include", "result", "totals", "across", "recount")
+    TIMERS = ("include", "result", "totals", "probe", "across", "recount")
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Across(Coordinating):
         self._early: dict[tuple[PeerId, BulkKind, int, int], Chunk] = {}
         self._wanting: dict[int, set[PeerId]] = defaultdict(set)
         self._asked: dict[PeerId, int] = defaultdict(int)
+        self._wanted: dict[PeerId, int] = defaultdict(int)
         self._recounts: set[int] = set()
         """Chunks whose total, made by another head, I shall add up myself. Nobody else knows which."""
 
@@ -87,7 +89,7 @@ class Across(Coordinating):
 
     def receive(self, sender: PeerId, message: object, envelope: Envelope) -> list[CohortAction]:
         """Take a signed message of this roster. Raises ProtocolError when it is refused."""
-        if sender not in self.roster.everybody:
+        if sender not in self.roster.present:
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} is not in this roster")
         actions: list[CohortAction]
         match message:
@@ -107,7 +109,7 @@ class Across(Coordinating):
 
     def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[CohortAction]:
         """Take a part or a total. Raises ProtocolError when it is refused."""
-        if sender not in self.roster.everybody or not 0 <= chunk.index < self.params.layout.total_chunks:
+        if sender not in self.roster.present or not 0 <= chunk.index < self.params.layout.total_chunks:
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"chunk {chunk.index} from {sender.short}")
         if not self.owners.included:
             self._keep_early(sender, chunk)
@@ -122,6 +124,8 @@ class Across(Coordinating):
             return []
         if key[0] == "across":
             return self._fail("the sums of the cohorts were not added up in time") if not self.complete else []
+        if key[0] == "probe":
+            return self._probe(key)
         if key[0] == "totals":
             return self._late_totals(key[2] & 0xFF)
         if key[0] == "recount":
@@ -132,13 +136,14 @@ class Across(Coordinating):
     def suspect(self, peer: PeerId) -> list[CohortAction]:
         """The driver cannot reach a peer: whoever is next in line takes its place."""
         self._suspects.add(peer)
+        if self.me in self.coordinators:
+            self._collected.gone(peer)
         if self.failed is not None or self.complete:
             return []
         actions: list[CohortAction] = [*self._propose(), *self._after_inclusion()]
         if self.owners.included:
             lost = [c for c in self.totals.missing if self.owners.owner(self._index, c) == peer]
-            actions += self._ask(lost, 0)
-            actions += self._complain({peer})
+            actions += [*self._ask(lost), *self._complain({peer})]
         return [*actions, *self.advance()]
 
     def trust(self, peer: PeerId) -> None:
@@ -161,6 +166,7 @@ class Across(Coordinating):
             self.totals.drop_parts(c)
             if self.totals.add(self._index, c, payload):
                 owners = tuple(peer for peer in self.owners.everywhere(c) if peer != self.me)
+                self._wanting[c] -= set(owners)
                 actions += [Transfer(self.sid, BulkKind.TOTAL, (c,), owners), *self._pass_on(c)]
         return actions
 
@@ -210,6 +216,8 @@ class Across(Coordinating):
             return self._fail("no cohort came to a sum")
         self.owners.included = tuple(result.cohort for result in self.results)
         actions: list[CohortAction] = [SetTimer(self._key("totals"), self.params.deadlines.sums)]
+        actions += [SetTimer(self._key("probe"), self.params.deadlines.survivors)]
+        actions += self._ask(c for c in self.totals.missing if self.owners.owner(self._index, c) in self._suspects)
         self._pick_recounts()
         early, self._early = self._early, {}
         for key, chunk in early.items():
@@ -228,10 +236,12 @@ class Across(Coordinating):
 
     def _ship(self) -> list[CohortAction]:
         """Send the sums that I made to who adds them up, to the next in line where that one is gone."""
-        if self._index not in self.owners.included:
+        # As soon as my cohort's result is signed, whether others' are or not: what has left cannot be lost with me.
+        early = self.results is None and self._insists and self.cohort.failed is None
+        if not early and self._index not in self.owners.included:
             return []
         to: dict[PeerId, list[int]] = defaultdict(list)
-        for c in self.cohort.sums.authored(self.cohort.me):
+        for c in (*self.cohort.sums.authored(self.cohort.me), *self._inherited()):
             head = self._head(c)
             if not self.totals.holds(c) and (c, head) not in self._shipped:
                 self._shipped.add((c, head))
@@ -241,7 +251,7 @@ class Across(Coordinating):
             if head == self.me:
                 for c in chunks:
                     try:
-                        actions += self._on_part(self.me, self.payload(BulkKind.PART, c))
+                        actions += self.receive_chunk(self.me, self.payload(BulkKind.PART, c))
                     except ProtocolError as error:  # my cohort's result names what a liar signed to some, not to me
                         actions.append(Note(str(error)))
             else:
@@ -249,10 +259,14 @@ class Across(Coordinating):
         return actions
 
     def _head(self, chunk: int) -> PeerId:
-        heads = self.owners.heads(chunk)
-        if self._turn:
-            return heads[self._turn % len(heads)]
-        return next((head for head in heads if head not in self._suspects), heads[0])
+        heads, skipped = self.owners.heads(chunk), self._turn // 2  # it may only lack a part whose owner is gone
+        able = (head for head in heads if head not in self._suspects)
+        return next(islice(able, skipped, None), heads[skipped % len(heads)])
+
+    def _inherited(self) -> list[int]:
+        """Sums of owners that are gone, of which I keep a copy."""
+        gone = {c for c in self.totals.missing if self.owners.owner(self._index, c) in self._suspects}
+        return [c for c in sorted(gone) if self.cohort.sums.provable(c)]
 
     def _on_part(self, sender: PeerId, chunk: Chunk) -> list[CohortAction]:
         result = next((r for r in self.results or () if r.cohort == chunk.member), None)
@@ -260,6 +274,8 @@ class Across(Coordinating):
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"a part of cohort {chunk.member} from {sender.short}")
         if chunk.index not in self._mine:
             raise ProtocolError(Refusal.UNEXPECTED, f"chunk {chunk.index} is not mine to add up")
+        if self._index not in self.owners.included:
+            return []  # it was sent before anybody knew that my cohort would be left out
         if self.totals.holds(chunk.index) and chunk.index not in self._recounts:
             return []
         data = open_part(result, chunk.index, chunk.data)
@@ -287,7 +303,7 @@ class Across(Coordinating):
     # --- when somebody is gone ----------------------------------------------------------------------------------
 
     def _late_totals(self, turn: int) -> list[CohortAction]:
-        """Ask the heads themselves, and let the next ones add up what is missing."""
+        """Ask for what is missing, and let the next head add it up."""
         if self.complete:
             return []
         if turn >= TOTAL_TURNS:
@@ -297,19 +313,48 @@ class Across(Coordinating):
             return []
         self._turn = turn + 1
         again = SetTimer(self._key("totals", turn + 1), self.params.deadlines.sums)
-        everybody = set(self.roster.everybody)
-        return [again, *self._ship(), *self._ask(self.totals.missing, turn), *self._complain(everybody)]
+        return [again, *self._ship(), *self._ask(self.totals.missing), *self._complain(self.roster.present)]
 
-    def _ask(self, chunks: Iterable[int], turn: int) -> list[CohortAction]:
-        """Ask for totals where they are made; who has not got one yet sends it when it has."""
+    def _probe(self, key: TimerKey) -> list[CohortAction]:
+        """See whether those I wait for are still there: who has its sums sends them nothing any more."""
+        if self.complete or not self.owners.included:
+            return []
+        awaited = {self.owners.owner(k, c) for c in self.totals.begun for k in self.totals.lacking(c)}
+        for c in self.totals.missing:
+            source = self._source(c)
+            awaited.add(source if source != self.me else self._head(c))
+        ping = self._seal(Ping(self._turn))
+        again = SetTimer(key, self.params.deadlines.survivors)
+        return [again, *[Send(peer, ping) for peer in sorted(awaited - {self.me} - self._suspects)]]
+
+    def _ask(self, chunks: Iterable[int]) -> list[CohortAction]:
+        """Ask for totals; who has not got one yet sends it when it has.
+
+        The owner in my cohort is asked, or who comes after it if it is gone; only these ask the head, lest a head
+        serves thousands. In the last turn all do.
+        """
         to: dict[PeerId, list[int]] = defaultdict(list)
         for c in chunks:
-            heads = self.owners.heads(c)
-            for peer in {heads[turn % len(heads)], heads[(turn + 1) % len(heads)]} - {self.me}:
-                to[peer].append(c)
-        return [Send(peer, self._seal(Wanted(self.sid, tuple(wanted), ()))) for peer, wanted in sorted(to.items())]
+            source = self._source(c)
+            if source == self.me or self._turn >= TOTAL_TURNS:
+                source = self._head(c)
+            if source != self.me:
+                to[source].append(c)
+        return [action for peer, wanted in sorted(to.items()) for action in self._want(peer, tuple(wanted), ())]
 
-    def _complain(self, owners: set[PeerId]) -> list[CohortAction]:
+    def _source(self, chunk: int) -> PeerId:
+        """Whom of my cohort to ask for a total: its owner, or the first one after it that is not gone."""
+        peers = self.roster.peers
+        first = peers.index(self.owners.owner(self._index, chunk))
+        return next(peer for peer in peers[first:] + peers[:first] if peer == self.me or peer not in self._suspects)
+
+    def _want(self, peer: PeerId, totals: tuple[int, ...], parts: tuple[int, ...]) -> list[CohortAction]:
+        self._wanted[peer] += 1
+        if self._wanted[peer] > _REQUESTS:
+            return []
+        return [Send(peer, self._seal(Wanted(self.sid, totals, parts)))]
+
+    def _complain(self, owners: Collection[PeerId]) -> list[CohortAction]:
         """As a head: tell the cohorts of these owners that their sums of my chunks did not come."""
         lacking: dict[int, list[int]] = defaultdict(list)
         for c in self.totals.begun:
@@ -317,10 +362,11 @@ class Across(Coordinating):
                 if self.owners.owner(k, c) in owners:
                     lacking[k].append(c)
         return [
-            Send(peer, self._seal(Wanted(self.sid, (), tuple(chunks))))
+            action
             for k, chunks in sorted(lacking.items())
             for peer in self.roster.cohort(k)
             if peer != self.me
+            for action in self._want(peer, (), tuple(chunks))
         ]
 
     def _on_wanted(self, sender: PeerId, message: Wanted) -> list[CohortAction]:
@@ -336,7 +382,7 @@ class Across(Coordinating):
         if self._index not in self.owners.included:
             return actions
         parts = [c for c in message.parts if c < every and sender in self.owners.heads(c)]
-        made = set(self.cohort.sums.authored(self.cohort.me))
+        made = {*self.cohort.sums.authored(self.cohort.me), *self._inherited()}
         mine = tuple(c for c in parts if c in made)
         actions += [Transfer(self.sid, BulkKind.PART, mine, (sender,))] if mine else []
         gone = {self.owners.owner(self._index, c) for c in parts if c not in made} - {self.me}

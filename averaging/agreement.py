@@ -46,6 +46,7 @@ PROPOSE_TIMER, PREVOTE_TIMER, PRECOMMIT_TIMER = "agree-propose", "agree-prevote"
 RESEND_TIMER = "agree-resend"
 _STEP_PROPOSE, _STEP_PREVOTE, _STEP_PRECOMMIT = 0, 1, 2
 _ASKED_PER_TICK = 2
+_TOLD_PER_TICK = 8
 
 
 def lock_key(run: bytes, beacon: bytes) -> bytes:
@@ -115,7 +116,7 @@ class Agreement:
         self._timers: set[TimerKey] = set()
         self._actions: list[Action] = []
         self._started = self._may_propose = False
-        self._asked = 0
+        self._asked = committee.index(me.peer_id) if self._is_member else 0
 
     @property
     def view(self) -> int:
@@ -432,7 +433,12 @@ class Agreement:
         ballots = [envelope for envelope in self._memory.own if envelope.body[0] == message_type(Ballot).tag]
         held = (*self._memory.entry, *ballots)
         proposals = (proposal[1],) if proposal else ()
-        self._broadcast(self._seal(Gossip(self.round, held, proposals, self._memory.proof)))
+        envelope = self._seal(Gossip(self.round, held, proposals, self._memory.proof))
+        others = [member for member in self.committee.members if member != self._me.peer_id]
+        # In a large committee some at a time, in turn: what all hold would come from everybody to everybody.
+        told = [others[(self._asked + k) % len(others)] for k in range(min(_TOLD_PER_TICK, len(others)))]
+        self._asked += _TOLD_PER_TICK
+        self._actions.extend(Send(member, envelope) for member in told)
 
     def _broadcast(self, envelope: Envelope) -> None:
         self._actions.extend(Send(member, envelope) for member in self.committee.members if member != self._me.peer_id)

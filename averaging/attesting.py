@@ -8,8 +8,11 @@ acceptable only to who has given the round up, and never to who knows of such an
 
 from __future__ import annotations
 
+from collections import Counter
+
 from averaging.agreement import Verdict
 from averaging.certificate import quorum
+from averaging.committee import helps
 from averaging.messages import Attest
 from averaging.record import Record, check_successor, record_hash, void_record
 from averaging.tally import Tally
@@ -25,9 +28,13 @@ class Attestations:
     def __init__(self, head: Record, tally: Tally, committee: tuple[PeerId, ...]) -> None:
         self._head, self._tally, self._committee = head, tally, set(committee)
         self._needed = quorum(len(committee))
+        self._members = committee
+        self._helped: dict[PeerId, int] = {}
         self._of: dict[PeerId, bytes] = {}
+        self._counts: Counter[bytes] = Counter()
         self._records: dict[bytes, Record] = {}
         self._envelopes: dict[PeerId, Envelope] = {}
+        self._follows: dict[bytes, bool] = {}
         self.mine: Record | None = None
         self.given_up = False
         self.refuted: set[bytes] = set()
@@ -42,6 +49,7 @@ class Attestations:
             raise ProtocolError(Refusal.BAD_HASH, "an attestation of another record than it shows")
         if self._of.setdefault(sender, value) != value:
             raise ProtocolError(Refusal.EQUIVOCATION, "two attestations in one round")
+        self._counts[value] += sender not in self._envelopes
         if attest.record and value not in self._records:
             self._records[value] = decode_as(Record, attest.record)
         self._envelopes[sender] = envelope
@@ -51,12 +59,15 @@ class Attestations:
         """Who has attested anything."""
         return set(self._of)
 
+    @property
+    def attested(self) -> bool:
+        """Whether a quorum of the committee attests one record, known or not: then it is time to decide."""
+        return any(count >= self._needed for count in self._counts.values())
+
     def witnessed(self) -> Record | None:
         """The record that a quorum of the committee attests, if there is one and I know it."""
         for value, record in self._records.items():
-            if record.sid in self.refuted:
-                continue
-            if sum(self._of.get(peer) == value for peer in self._committee) >= self._needed:
+            if record.sid not in self.refuted and self._counts[value] >= self._needed:
                 return record
         return None
 
@@ -66,15 +77,22 @@ class Attestations:
         value = record.hash() if record is not None else b""
         return tuple(envelope for peer, envelope in self._envelopes.items() if self._of[peer] == value)[: self._needed]
 
+    def help(self, undecided: PeerId, me: PeerId, view: int) -> tuple[Envelope, ...]:
+        """What I show a member that repeats itself: it may have lost what it once knew. Once per view."""
+        if self._helped.get(undecided) == view or not helps(me, undecided, self._members, view):
+            return ()
+        proof = self.proof()
+        if proof:
+            self._helped[undecided] = view
+        return proof
+
     def judge(self, record: Record) -> Verdict:
         """The verdict that agreement asks for."""
         if record.void:
             if record != void_record(self._head) or self.witnessed() is not None:
                 return Verdict.INVALID
             return Verdict.VALID if self.given_up else Verdict.UNKNOWN_YET
-        try:
-            check_successor(record, self._head, self._tally)
-        except ProtocolError:
+        if not self._is_successor(record):
             return Verdict.INVALID
         if record.hash() in self._of.values():
             self._records.setdefault(record.hash(), record)  # a long one comes with a proposal only
@@ -83,6 +101,17 @@ class Attestations:
         if record in (self.mine, self.witnessed()):
             return Verdict.VALID
         return Verdict.UNKNOWN_YET
+
+    def _is_successor(self, record: Record) -> bool:
+        """Checked once per record: agreement asks again after each attestation, and a thousand survivors take long."""
+        name = record.hash()
+        if name not in self._follows:
+            try:
+                check_successor(record, self._head, self._tally)
+                self._follows[name] = True
+            except ProtocolError:
+                self._follows[name] = False
+        return self._follows[name]
 
     def propose(self) -> Record | None:
         """What I would propose now: a witnessed record, mine while there is hope for it, or a void one."""

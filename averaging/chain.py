@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from averaging import certificate as certificates
@@ -48,7 +49,7 @@ class ChainSegment:
     links: Annotated[tuple[Decision, ...], Count(0, MAX_LINKS)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tip:
     """All that the next record is checked against: the head, the record whose survivors vote, and the tally."""
 
@@ -58,7 +59,16 @@ class Tip:
 
     def committee(self) -> tuple[PeerId, ...]:
         """Who decides the next round, in certificate order (sorted by peer id)."""
-        return certificates.draw_committee(self.electors.members(), self.head.hash())
+        return self._committee
+
+    @cached_property
+    def _committee(self) -> tuple[PeerId, ...]:
+        return certificates.draw_committee(self.expected, self.head.hash())
+
+    @cached_property
+    def expected(self) -> tuple[PeerId, ...]:
+        """Who was in the last sum, and so is waited for in the next."""
+        return self.electors.members()
 
     def advance(self, record: Record, certificate: Certificate) -> Tip:
         """The tip after `record`. Raises ProtocolError unless it is certified and follows from the head."""

@@ -427,14 +427,16 @@ class Cohort(Checking):
 
     def _step_publish(self) -> list[CohortAction]:
         """Sums leave only when every live reducer's hashes are signed, so that none can fit its own to another's."""
-        if not self.roster.alone or self.certified is None or "reduced" not in self._done or self.sums.published:
+        if self.certified is None or "reduced" not in self._done or self.sums.published:
             return []
         signed = {i for i in self.certified.reducers if self.sums.signed_by(i)}
         if not signed | self._suspects >= set(self.certified.reducers) and "sums-late" not in self._done:
             return []
         mine = self.sums.take_unpublished(self.me)
-        others = tuple(peer for i, peer in enumerate(self.peers) if i != self.me)
-        return [Transfer(self.sid, BulkKind.SUM, mine, others)] if mine else []
+        others = [i for i in range(len(self.peers)) if i != self.me]
+        if not self.roster.alone:  # only totals are for everybody; my sums are for them, and must not be lost with me
+            others = self.duties.heirs(self.me, self.certified.reducers, self._suspects)
+        return [Transfer(self.sid, BulkKind.SUM, mine, tuple(self.peers[i] for i in others))] if mine and others else []
 
     # --- when a reducer dies ------------------------------------------------------------------------------------
 

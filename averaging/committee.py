@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from averaging import certificate as certificates
 from averaging.ballots import Ballot, Certificate, Decision, ProofOfLock, Proposal
@@ -86,3 +86,27 @@ class Committee:
         if record.round != self.round:
             raise ProtocolError(Refusal.STALE, f"a record of round {record.round}")
         return record
+
+
+def audience(
+    me: PeerId, committee: Sequence[PeerId], everybody: Sequence[PeerId], knockers: Collection[PeerId]
+) -> set[PeerId]:
+    """Whom I tell a decision: of the roster outside the committee everybody hears it from two members, and of those
+    who knocked at me who hears it from nobody else.
+    """
+    members, mine = set(committee), set(knockers) - {*committee, *everybody}
+    if me in members:
+        place = committee.index(me)
+        others = [peer for peer in everybody if peer not in members]
+        mine |= {peer for i, peer in enumerate(others) if (i - place) % len(committee) in (0, 1)}
+    return mine
+
+
+def helps(me: PeerId, undecided: PeerId, committee: Sequence[PeerId], view: int) -> bool:
+    """Whether I show an undecided member the attestations that it may lack.
+
+    All do in a small committee. Of a large one a few, others in other views: a proof is as long as the committee.
+    """
+    if me not in committee or undecided not in committee:
+        return False
+    return (committee.index(me) - committee.index(undecided) - view) % max(1, len(committee) // 8) == 0

@@ -118,9 +118,10 @@ class Convening:
         actions: list[Action] = [SetTimer(self._key("roster"), self.params.deadlines.join)]
         to = self.convener()
         if self.attempt > 0:
-            others = [peer for peer in self.committee if peer not in (to, self._identity.peer_id)]
+            mine = self._identity.peer_id
+            others = [peer for peer in self.committee if peer not in (to, mine)]
             moved = self._closed(FOLLOWS if self._follows else MOVED)
-            actions += [Send(peer, moved) for peer in others]
+            actions += [Send(peer, moved) for peer in others if mine in self.committee]  # only its word counts
         if to == self._identity.peer_id:
             window = SetTimer(self._key("join"), self.params.deadlines.join)
             return [*actions, window, *self._collect(to, self._join, join)]

@@ -8,7 +8,7 @@ from averaging.actions import Action, Note, Send, SetTimer, TimerKey
 from averaging.collecting import Failed
 from averaging.guard import Guard
 from averaging.inclusion import Results, Votes, check_included, check_inclusion, failed_result, inclusion_value
-from averaging.messages import Included, Inclusion, InclusionVote, Result
+from averaging.messages import Included, Inclusion, InclusionVote, Ping, Result
 from averaging.params import COORDINATORS, RunParams
 from averaging.roster import CheckedRoster, ranking
 from dht.envelope import Envelope, seal
@@ -33,7 +33,7 @@ class Coordinating:
     ) -> None:
         self.params, self.roster, self.sid, self.committee = params, roster, roster.round_sid, committee
         self._identity, self._guard, self.me = identity, guard, identity.peer_id
-        order, present = ranking(roster.head, committee), set(roster.everybody)
+        order, present = ranking(roster.head, committee), roster.present
         turn = roster.attempt % len(order)
         self.coordinators = tuple(peer for peer in order[turn:] + order[:turn] if peer in present)[:COORDINATORS]
         self._collected = Results(roster)
@@ -58,6 +58,8 @@ class Coordinating:
         self._insists = bool(result.survivors) and not self._closing
         if self.me in self.coordinators:
             self._collected.add(self.me, result, self._result.signature)
+            for peer in self._suspects:
+                self._collected.gone(peer)
         return [*self._tell(), SetTimer(self._key("result"), self.params.deadlines.survivors), *self._vote()]
 
     def _tell(self) -> list[Action]:
@@ -71,6 +73,11 @@ class Coordinating:
         return self._propose()
 
     # --- coordinators -------------------------------------------------------------------------------------------
+
+    def _listen(self) -> list[Action]:
+        """Whoever is silent while others of its cohort speak may be gone: see whether it is there."""
+        ping = self._seal(Ping(0))
+        return [*self._tell(), *[Send(peer, ping) for peer in self._collected.silent() if peer != self.me]]
 
     def _place(self) -> int:
         return self.coordinators.index(self.me) if self.me in self.coordinators else -1
@@ -211,7 +218,10 @@ class Coordinating:
         if self._message is not None:
             return []
         if name == "result":
-            return [*self._tell(), SetTimer(key, self.params.deadlines.survivors)]
+            if self._place() >= 0:
+                return [*self._listen(), SetTimer(key, self.params.deadlines.survivors)]
+            pause = self.params.deadlines.survivors * 2 ** min(turn + 1, 4)  # the slowest cohort may take long
+            return [*self._tell(), SetTimer(self._key("result", min(turn + 1, 4)), pause)]
         if turn == _CLOSING:
             self._closing = True
             return []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
 from dht.identity import PeerId
 
 EACH, ALL = 4, 256
 _LONGEST_REST = 15
+_KNOCKED_PEERS = 8
 
 
 class Courtesy:
@@ -57,3 +58,44 @@ class Welcome:
             self._rest -= 1
         elif waited:
             self._penalty = self._rest = min(2 * self._penalty + 1, _LONGEST_REST)
+
+
+class Knocks:
+    """When a peer that is in no roster knocks: at every tick of a second, but not in the beginning of a round in whose
+    roster it is expected.
+    """
+
+    def __init__(self) -> None:
+        self._quiet = 0.0
+
+    def rest(self, ticks: float) -> None:
+        """A round begins: no knock for so long."""
+        self._quiet = ticks
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is not time yet."""
+        return self._quiet > 0
+
+    def due(self) -> bool:
+        """A tick is over; whether it is time to knock."""
+        self._quiet -= 1
+        return not self.resting
+
+
+def nearest(committee: Sequence[PeerId], me: PeerId) -> list[PeerId]:
+    """The committee in an order of my own, lest everybody knocks at its first members."""
+    first = int.from_bytes(me[-4:], "big") % len(committee)
+    return [*committee[first:], *committee[:first]]
+
+
+def doors(targets: Iterable[PeerId], me: PeerId, gone: Collection[PeerId]) -> list[PeerId]:
+    """The first eight whom I do not take for gone; if there is none, the first of all."""
+    chosen: dict[PeerId, None] = {}
+    others: dict[PeerId, None] = {}
+    for peer in targets:  # thousands may be known
+        if peer != me:
+            (others if peer in gone else chosen)[peer] = None
+            if len(chosen) == _KNOCKED_PEERS:
+                break
+    return list(chosen or others)[:_KNOCKED_PEERS]

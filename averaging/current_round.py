@@ -16,6 +16,7 @@ from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
+from averaging.committee import audience
 from averaging.convening import FOLLOWS, MOVED, Convening
 from averaging.evidence import TWO_ROSTERS, WRONG_SUM, WRONG_TOTAL, Proof
 from averaging.guard import Guard
@@ -51,7 +52,7 @@ class CurrentRound:
         accused: Iterable[PeerId] = (),
     ) -> None:
         """`expected`: who was in the last roster, and will probably be in this one."""
-        self._expected = {*expected, *chain.tip.electors.members()}
+        self._expected = {*expected, *chain.tip.expected}
         self._capacity = capacity
         self.params, self.number = params, chain.head.round + 1
         self._identity, self._guard, self._urandom, self._chain = identity, guard, urandom, chain
@@ -68,9 +69,9 @@ class CurrentRound:
         self._attested = Attestations(chain.head, chain.tally, self.committee)
         self._early: dict[PeerId, deque[tuple[Shares, bytes]]] = {}
         self._seen_agreeing: set[PeerId] = set()
-        self._informed: dict[PeerId, int] = {}
-        self._agreeing = False
+        self._agreeing = self._may_agree = False
         self._held: tuple[Record, Certificate] | None = None
+        self._awaited = params.layout.total_chunks + 1
         self._computed: Record | None = None
         self._accused = set(accused)
         self._witness = Witness(params.run, self.number, chain.beacon, self.committee)
@@ -142,7 +143,8 @@ class CurrentRound:
         if isinstance(message, Attest):
             self._witness.compare(sender, message, frame)
             self._attested.add(sender, message, envelope)
-            return self._track([*self._all_attested(), *self.agreement.revalidate(), *self._after_agreement()])
+            agree = self._agree() if self._agreeing or (self._may_agree and self._attested.attested) else []
+            return self._track([*self._all_attested(), *agree])
         if isinstance(message, Join):
             return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
         if isinstance(message, Closed):
@@ -175,8 +177,7 @@ class CurrentRound:
         if name == "give-up":
             return self._track(self._give_up())
         if name == "fetch" and self._held is not None:
-            self.outcome = self._held
-            return []
+            return self._track(self._wait_for_sums())
         if self.cohort is None:
             return []
         if self.across is not None and name in Across.TIMERS:
@@ -220,18 +221,24 @@ class CurrentRound:
         return [*sends, *self._begin_to_agree()]
 
     def _begin_to_agree(self) -> list[ParticipantAction]:
-        return [SetTimer(("give-up", self.number, 0), 2 * self.params.deadlines.commit), *self._agree()]
+        limits = self.params.deadlines
+        # Totals of other cohorts reach some members later than others by about the time that they take.
+        patience = 2 * limits.commit + (limits.sums if self.across is not None else 0)
+        self._may_agree = True
+        # Nothing can be decided before a quorum has computed it: no view begins, and nobody votes for nothing.
+        agree = self._agree() if self._agreeing or self._attested.attested else []
+        return [SetTimer(("give-up", self.number, 0), patience), *agree]
 
     def _all_attested(self) -> list[ParticipantAction]:
         """What follows if nobody's attestation is waited for any more."""
-        ready = self._attested.mine is not None and not self._agreeing and self._failed() is None
-        return self._begin_to_agree() if ready and not self._awaits_attestations() else []
+        ready = self._attested.mine is not None and not self._may_agree and not self._agreeing
+        return self._begin_to_agree() if ready and self._failed() is None and not self._awaits_attestations() else []
 
     def _awaits_attestations(self) -> bool:
         """Across cohorts, whoever recounts totals attests last, and nobody knows who that is: so all are waited for."""
         if self.across is None or self._identity.peer_id not in self.committee:
             return False
-        present = set(self.committee) & set(self.across.roster.everybody) - self._gone
+        present = self.across.roster.present.intersection(self.committee) - self._gone
         return not present <= self._attested.by
 
     def rejected(self) -> Sequence[ParticipantAction]:
@@ -432,8 +439,9 @@ class CurrentRound:
 
     def _on_agreement(self, sender: PeerId, envelope: Envelope, message: object) -> Sequence[ParticipantAction]:
         actions: list[ParticipantAction] = list(self.agreement.receive(envelope))
-        if isinstance(message, Gossip):
-            actions += self._inform(sender)
+        if isinstance(message, Gossip) and self.agreement.decision is None:
+            shown = self._attested.help(sender, self._identity.peer_id, self.agreement.view)
+            actions += [Send(sender, envelope) for envelope in shown]
         if sender in self.committee and not isinstance(message, Decision | DecisionRequest):
             self._seen_agreeing.add(sender)
             if len(self._seen_agreeing) >= honest_witness(len(self.committee)) and not self._agreeing:
@@ -443,21 +451,10 @@ class CurrentRound:
                     actions.append(SetTimer(("give-up", self.number, 0), 3 * self.params.deadlines.commit))
         return [*actions, *self._after_agreement()]
 
-    def _inform(self, undecided: PeerId) -> list[Action]:
-        """Who repeats itself may have lost what it once knew: show it what I accept a record for, once per view."""
-        view = self.agreement.view
-        if self.agreement.decision is not None or self._informed.get(undecided) == view:
-            return []
-        proof = self._attested.proof()
-        if proof:
-            self._informed[undecided] = view
-        return [Send(undecided, envelope) for envelope in proof]
-
     def _agree(self) -> list[Action]:
-        if self._agreeing:
-            return [*self.agreement.revalidate(), *self._after_agreement()]
+        started = [] if self._agreeing else self.agreement.start()
         self._agreeing = True
-        return [*self.agreement.start(), *self.agreement.revalidate(), *self._after_agreement()]
+        return [*started, *self.agreement.revalidate(), *self._after_agreement()]
 
     def _give_up(self) -> Sequence[ParticipantAction]:
         self._attested.given_up = True
@@ -472,17 +469,23 @@ class CurrentRound:
         if not record.void and self._computed is None and sums_due:
             # The others were faster, and my sums are on their way: cheaper than fetching the whole state.
             self._held = (record, certificate)
-            return [SetTimer(("fetch", self.number, 0), self.params.deadlines.sums)]
+            return self._wait_for_sums()
         self.outcome = (record, certificate)
         return []
 
-    def audience(self, me: PeerId) -> set[PeerId]:
-        """Members of the roster outside the committee whom I tell the decision: two of the committee tell each."""
-        if self.cohort is None or me not in self.committee:
-            return set()
-        place, count = self.committee.index(me), len(self.committee)
-        others = [peer for peer in self.cohort.roster.everybody if peer not in set(self.committee)]
-        return {peer for i, peer in enumerate(others) if (i - place) % count in (0, 1)}
+    def _wait_for_sums(self) -> list[Action]:
+        """While more of the sums arrive, wait on: on a slow line the whole state would take longer still."""
+        sums = self.across.totals if self.across is not None else self.cohort.sums if self.cohort is not None else None
+        missing, self._awaited = self._awaited, len(sums.missing) if sums is not None else 0
+        if self._failed() is not None or self._awaited >= missing:
+            self.outcome = self._held
+            return []
+        return [SetTimer(("fetch", self.number, 0), self.params.deadlines.sums)]
+
+    def followers(self, knockers: Collection[PeerId]) -> set[PeerId]:
+        """Whom I tell the decision."""
+        everybody = self.cohort.roster.everybody if self.cohort is not None else ()
+        return audience(self._identity.peer_id, self.committee, everybody, knockers)
 
     def adoptable(self, record: Record) -> bool:
         """Whether the certified record is the one whose state I computed myself."""
@@ -490,10 +493,8 @@ class CurrentRound:
 
     def decided(self, record: Record, certificate: Certificate) -> Decided:
         """The report of this round's end."""
-        return Decided(record, certificate, not record.void and self._identity.peer_id in record.members())
+        return Decided(record, certificate, not record.void and record.names(self._identity.peer_id))
 
     def _track(self, actions: Sequence[ParticipantAction]) -> Sequence[ParticipantAction]:
-        for action in actions:
-            if isinstance(action, SetTimer):
-                self.timers[action.key] = None
+        self.timers.update((action.key, None) for action in actions if isinstance(action, SetTimer))
         return actions

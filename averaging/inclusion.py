@@ -8,6 +8,7 @@ while fewer than a third lie. Who voted shows a later coordinator what it voted 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -67,18 +68,21 @@ def check_inclusion(inclusion: Inclusion, roster: CheckedRoster, run: bytes) -> 
     """Raises ProtocolError unless every result is proven by t members of its cohort, in order of the cohorts."""
     indices = []
     used = 0
+    signers, signatures = inclusion.signers, inclusion.signatures
+    if len(signers) != len(signatures) or list(signers) != sorted(set(signers)):
+        raise ProtocolError(Refusal.UNEXPECTED, "signers are repeated or out of order")
     for frame in inclusion.results:
         result = decode_as(Result, frame)
         check_result(result, roster)
         places, peers = roster.cohorts[result.cohort], roster.cohort(result.cohort)
-        signed = [(i, s) for i, s in zip(inclusion.signers, inclusion.signatures, strict=False) if i in places]
-        if not result.survivors or len(signed) < threshold(len(peers)):
+        signed = slice(bisect_left(signers, places.start), bisect_left(signers, places.stop))
+        members = [i - places.start for i in signers[signed]]
+        if not result.survivors or len(members) < threshold(len(peers)):
             raise ProtocolError(Refusal.BAD_CERTIFICATE, f"cohort {result.cohort} is not proven")
-        signers = [i - places.start for i, _ in signed]
-        check_signatures(run, roster.round, frame, peers, signers, [signature for _, signature in signed])
+        check_signatures(run, roster.round, frame, peers, members, signatures[signed])
         indices.append(result.cohort)
-        used += len(signed)
-    if indices != sorted(set(indices)) or not used == len(inclusion.signers) == len(inclusion.signatures):
+        used += len(members)
+    if indices != sorted(set(indices)) or used != len(signers):
         raise ProtocolError(Refusal.UNEXPECTED, "cohorts or signers are repeated, foreign or out of order")
 
 
@@ -110,18 +114,41 @@ class Results:
     def __init__(self, roster: CheckedRoster) -> None:
         self._roster = roster
         self._cohorts = [_Cohort({}, set()) for _ in roster.cohorts]
-        self._where = {peer: (k, i) for k in range(len(roster.cohorts)) for i, peer in enumerate(roster.cohort(k))}
+        self._open = set(range(len(roster.cohorts)))
+        self._gone: set[PeerId] = set()
 
     def add(self, sender: PeerId, result: Result, signature: bytes) -> None:
         """Keep a member's first result, which its envelope signed. Raises ProtocolError."""
         check_result(result, self._roster)
-        cohort, member = self._where.get(sender, (-1, -1))
+        cohort, member = self._roster.places.get(sender, (-1, -1))
         if cohort != result.cohort:
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} speaks of another cohort than its own")
         kept = self._cohorts[cohort]
         if member not in kept.said:
             kept.said.add(member)
             kept.signatures.setdefault(encode(result), {})[member] = signature
+            self._close(cohort)
+
+    def gone(self, peer: PeerId) -> None:
+        """A member cannot be reached: its result is not waited for."""
+        self._gone.add(peer)
+        cohort, _ = self._roster.places.get(peer, (-1, -1))
+        if cohort in self._open:
+            self._close(cohort)
+
+    def silent(self) -> list[PeerId]:
+        """Members that have said nothing while another one of their cohort has, and may be gone."""
+        begun = [(k, self._cohorts[k].said) for k in sorted(self._open) if self._cohorts[k].said]
+        return [
+            peer
+            for k, said in begun
+            for i, peer in enumerate(self._roster.cohort(k))
+            if i not in said and peer not in self._gone
+        ]
+
+    def _close(self, cohort: int) -> None:
+        if self._over(cohort, self._cohorts[cohort]):
+            self._open.discard(cohort)
 
     def inclusion(self, view: int) -> Inclusion:
         """A proposal of the cohorts with t equal results, each with t signatures."""
@@ -140,14 +167,18 @@ class Results:
     @property
     def settled(self) -> bool:
         """Whether no cohort can still become proven that is not."""
-        return all(self._over(k, kept) for k, kept in enumerate(self._cohorts))
+        return not self._open
 
     def _over(self, index: int, kept: _Cohort) -> bool:
         size = len(self._roster.cohorts[index])
         failure = encode(failed_result(self._roster.round_sid, index))
         best = max((len(s) for frame, s in kept.signatures.items() if frame != failure), default=0)
         least = threshold(size)
-        return best >= least or best + size - len(kept.said) < least
+        lost = sum(
+            i not in kept.said and peer in self._gone
+            for i, peer in enumerate(self._roster.cohort(index) if self._gone else ())
+        )
+        return best >= least or best + size - len(kept.said) - lost < least
 
 
 class Votes:

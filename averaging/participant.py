@@ -7,6 +7,7 @@ the thousand, in the simulator.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from averaging.across import Across
@@ -18,7 +19,7 @@ from averaging.bulk import BulkKind, Chunk
 from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.cohort import Cohort
-from averaging.courtesy import Courtesy, Welcome
+from averaging.courtesy import Courtesy, Knocks, Welcome, doors, nearest
 from averaging.current_round import CurrentRound
 from averaging.docket import EVIDENCE_TIMER, Accusation, Docket, EvidencePiece, EvidenceRequest
 from averaging.evidence import Proof
@@ -39,7 +40,6 @@ from dht.wire import decode_as, encode, message_type
 KNOCK_SECONDS = 1.0
 _KNOCK: TimerKey = ("knock", 0, 0)
 _FOUND: TimerKey = ("found", 0, 0)
-_KNOCKED_PEERS = 8
 _FOLLOWED_ROUNDS = 3
 _KNOWN_PEERS = 4096
 _REMEMBERED_ROUNDS = 8
@@ -74,6 +74,7 @@ class Participant(Holdings):
         self._gone: set[PeerId] = set()
         self._mailbox = Mailbox()
         self._courtesy, self._welcome = Courtesy(), Welcome()
+        self._knocks = Knocks()
         self._fetching: int | None = None
         self._founding = False
         self._branches = Branches()
@@ -144,7 +145,8 @@ class Participant(Holdings):
         """A timer fired."""
         if key == _KNOCK:
             self._courtesy.tick()
-            idle = [] if self._busy() else self._knock()
+            engaged = self.current is not None and self.current.engaged
+            idle = self._knock() if self._knocks.due() and not engaged else []
             return [SetTimer(_KNOCK, KNOCK_SECONDS), *idle, *self._seek()]
         if key == _FOUND:
             return self._maybe_found(late=True)
@@ -390,18 +392,17 @@ class Participant(Holdings):
 
     def _knock(self, peers: list[PeerId] | None = None) -> list[ParticipantAction]:
         if self.chain is None:
-            targets = dict.fromkeys([self.params.founder, *(peers or self._known)])
+            targets = itertools.chain([self.params.founder], peers or self._known)
         else:
-            targets = dict.fromkeys([*self.chain.committee(), *(peers or self._known)])
-        targets.pop(self.peer_id, None)
-        chosen = [peer for peer in targets if peer not in self._gone] or list(targets)
+            targets = itertools.chain(nearest(self.chain.committee(), self.peer_id), peers or self._known)
         head = self.chain.beacon if self.chain else bytes(32)
         message = self._seal(Knock(self.round, head, self._nonce))
-        return [Send(peer, message) for peer in chosen[:_KNOCKED_PEERS]]
+        return [Send(peer, message) for peer in doors(targets, self.peer_id, self._gone)]
 
     def _busy(self) -> bool:
-        """Whether I am in a roster, or waiting in an open one, so that nobody needs to be told about me."""
-        return self.current is not None and self.current.engaged
+        """Whether I am in a roster, or may still hear of one, so that nobody needs to be told about me."""
+        current = self.current
+        return current is not None and (current.engaged or (current.convening is not None and self._knocks.resting))
 
     # --- rounds -------------------------------------------------------------------------------------------------
 
@@ -425,6 +426,8 @@ class Participant(Holdings):
         last = self.previous.roster if self.previous is not None else None
         expected = last.everybody if last is not None and last.round + 1 == self.round else ()
         accused = self.docket.accused
+        # Who was in the last roster is waited for, and need not knock.
+        self._knocks.rest(2 * self.params.deadlines.join / KNOCK_SECONDS if expected else 0)
         self.current = CurrentRound(
             self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity, expected, accused
         )
@@ -463,10 +466,13 @@ class Participant(Holdings):
         decision = chain.decision(record.round)
         assert decision is not None
         actions: list[ParticipantAction] = [current.decided(record, certificate)]
-        followers = set(self._knockers) - set(current.committee) | current.audience(self.peer_id)
-        actions += [Send(peer, self._seal(decision, record.round)) for peer in sorted(followers)]
+        followers = current.followers(self._knockers)
+        if followers:
+            message = self._seal(decision, record.round)
+            actions += [Send(peer, message) for peer in sorted(followers)]
         if not record.void and current.convening is not None:
-            self._welcome.round_over(current.convening.strangers, record.members())
+            strangers = current.convening.strangers
+            self._welcome.round_over(strangers, record.members() if strangers else ())
         adopt = current.adoptable(record)
         sid = record.sid
         actions += self._close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, TypeVar
 
 from averaging.params import MAX_COHORTS, MAX_PEERS
@@ -38,7 +39,7 @@ class Survivor:
 
 
 @message(tag=0x41, cap=RECORD_CAP)
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Record:
     """The outcome of one round.
 
@@ -67,12 +68,21 @@ class Record:
 
     def hash(self) -> bytes:
         """32 bytes that stand for this record in ballots, certificates and the next record's `parent`."""
-        return record_hash(encode(self))
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> bytes:
+        return record_hash(encode(self))  # once: with a thousand survivors it takes milliseconds
 
     @property
     def recovery(self) -> bool:
         """Whether this is a recovery: part of a committee goes on without the rest."""
         return self.void and bool(self.survivors)
+
+    def names(self, peer: PeerId) -> bool:
+        """Whether a peer is among the survivors."""
+        mine = bytes(peer)
+        return any(survivor.peer == mine for survivor in self.survivors)
 
     def members(self) -> tuple[PeerId, ...]:
         """The survivors' peer ids, in record order. Raises ProtocolError (OUT_OF_BOUNDS) on a malformed one."""

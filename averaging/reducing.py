@@ -35,12 +35,22 @@ class Duties:
         """Later members that hold a copy of the member's own masked chunks of its own range."""
         return tuple((member + k) % self.members for k in range(1, self.copies + 1))
 
+    def heirs(self, member: int, reducers: tuple[int, ...], gone: set[int]) -> list[int]:
+        """Two certified reducers that keep copies of a member's sums until these are added up across cohorts.
+
+        The next after it, but rather those that reduce something: the others have poor lines.
+        """
+        able = [i for i in self._after(member, reducers) if i not in gone]
+        return sorted(able, key=lambda i: i not in self.reducers)[:2]
+
     def stand_in(self, member: int, reducers: tuple[int, ...], gone: set[int], turn: int) -> int | None:
-        """Who takes a dead reducer's chunks over: the first certified reducer after it, from the `turn`-th on, that
-        is not known to be gone; None when none is left."""
+        """Who takes a dead reducer's chunks over: the first certified reducer after it (which holds its copies), from
+        the `turn`-th on, that is not known to be gone; None when none is left."""
+        return next((i for i in self._after(member, reducers)[turn:] if i not in gone), None)
+
+    def _after(self, member: int, reducers: tuple[int, ...]) -> list[int]:
         order = [(member + k) % self.members for k in range(1, self.members)]
-        able = [i for i in order if i in reducers]
-        return next((i for i in able[turn:] if i not in gone), None)
+        return [i for i in order if i in reducers]
 
 
 class Inputs:

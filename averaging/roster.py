@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from averaging.certificate import quorum
@@ -20,6 +20,12 @@ from dht.wire import decode_as, digest, encode
 
 def ranking(beacon: bytes, members: Iterable[PeerId]) -> tuple[PeerId, ...]:
     """Conveners of a round, first in line first. Nobody can choose a place: the beacon is the last record's hash."""
+    return _ranking(beacon, tuple(members))
+
+
+@lru_cache(maxsize=8)
+def _ranking(beacon: bytes, members: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+    # Asked for at each Join, of which there may be thousands, and the same all through a round.
     return tuple(sorted(members, key=lambda peer: digest("convener", beacon, peer)))
 
 
@@ -65,6 +71,7 @@ class CheckedRoster:
 
     `sid` names this cohort's aggregation, `round_sid` the whole roster's; they are equal while there is one cohort.
     `seats` are all members in order, `cohorts` the ranges that cut them, `index` which of them `members` are.
+    `everybody` are the peer ids of the seats.
     """
 
     round: int
@@ -77,6 +84,7 @@ class CheckedRoster:
     seats: tuple[Seat, ...]
     cohorts: tuple[range, ...]
     index: int
+    everybody: tuple[PeerId, ...]
 
     @cached_property
     def peers(self) -> tuple[PeerId, ...]:
@@ -84,9 +92,14 @@ class CheckedRoster:
         return tuple(member.peer for member in self.members)
 
     @cached_property
-    def everybody(self) -> tuple[PeerId, ...]:
-        """All cohorts' peer ids, in order."""
-        return tuple(PeerId(seat.peer) for seat in self.seats)
+    def present(self) -> frozenset[PeerId]:
+        """All cohorts' peer ids, to look one up."""
+        return frozenset(self.everybody)
+
+    @cached_property
+    def places(self) -> Mapping[PeerId, tuple[int, int]]:
+        """Everybody's cohort, and its index in there."""
+        return {peer: (k, i) for k in range(len(self.cohorts)) for i, peer in enumerate(self.cohort(k))}
 
     @property
     def alone(self) -> bool:
@@ -109,8 +122,13 @@ class CheckedRoster:
 
     def reducers(self, layout: Layout, index: int) -> tuple[int, ...]:
         """Member index that reduces each chunk in a cohort, by the capacities that its members declare."""
-        capacities = [self.seats[i].capacity for i in self.cohorts[index]]
-        return layout.reducers(len(capacities), capacities if any(capacities) else None)
+        return _reducers(layout, tuple(self.seats[i].capacity for i in self.cohorts[index]))
+
+
+@lru_cache(maxsize=MAX_COHORTS)
+def _reducers(layout: Layout, capacities: tuple[int, ...]) -> tuple[int, ...]:
+    # Asked for in several places, for all cohorts of a roster.
+    return layout.reducers(len(capacities), capacities if any(capacities) else None)
 
 
 def cohort_sid(round_sid: bytes, index: int, count: int) -> bytes:
@@ -138,7 +156,27 @@ def check_roster(
 
     Raises ProtocolError: wrong convener, head, order, a bad, repeated or exchanged Join, too few members.
     """
-    envelope = decode_as(Envelope, seating.roster)
+    roster, name, everybody = open_roster(seating.roster, params, round_, head, committee)
+    me = PeerId(mine.sender)
+    place = everybody.index(me) if me in everybody else -1
+    if place < 0 or roster.seats[place].join != join_digest(encode(mine)):
+        raise ProtocolError(Refusal.NOT_A_MEMBER, "my Join is not in the roster as I signed it")
+    cohorts = cut(len(everybody), params.target, params.minimum)
+    index = next(k for k, part in enumerate(cohorts) if place in part)
+    members = _check_members(seating, tuple(roster.seats[i] for i in cohorts[index]), params.run, roster)
+    sid = digest("sid", params.run, round_.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
+    own = cohort_sid(sid, index, len(cohorts))
+    return CheckedRoster(round_, roster.attempt, head, name, own, members, sid, roster.seats, cohorts, index, everybody)
+
+
+def open_roster(
+    frame: bytes, params: RunParams, round_: int, head: bytes, committee: tuple[PeerId, ...]
+) -> tuple[Roster, bytes, tuple[PeerId, ...]]:
+    """What holds for a signed roster whoever looks at it: the roster, its digest, and who is in it, in order.
+
+    Raises ProtocolError.
+    """
+    envelope = decode_as(Envelope, frame)
     sender = envelope.check(params.run)
     roster = decode_as(Roster, envelope.body)
     if (envelope.round, roster.round, roster.head) != (round_, round_, head):
@@ -152,16 +190,7 @@ def check_roster(
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{len(peers)} members, at least {params.minimum} needed")
     if not decisive(peers, committee):
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, "fewer than a quorum of the committee: its record would not stand")
-    me = PeerId(mine.sender)
-    if me not in peers or roster.seats[peers.index(me)].join != join_digest(encode(mine)):
-        raise ProtocolError(Refusal.NOT_A_MEMBER, "my Join is not in the roster as I signed it")
-    cohorts = cut(len(peers), params.target, params.minimum)
-    index = next(k for k, part in enumerate(cohorts) if peers.index(me) in part)
-    members = _check_members(seating, tuple(roster.seats[i] for i in cohorts[index]), params.run, roster)
-    name = digest("roster", envelope.body)
-    sid = digest("sid", params.run, round_.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
-    own = cohort_sid(sid, index, len(cohorts))
-    return CheckedRoster(round_, roster.attempt, head, name, own, members, sid, roster.seats, cohorts, index)
+    return roster, digest("roster", envelope.body), peers
 
 
 def read_seating(seating: Seating, index: int, count: int) -> tuple[bytes, CheckedRoster]:
@@ -188,7 +217,10 @@ def read_roster(frame: bytes, count: int) -> tuple[bytes, CheckedRoster]:
     name = digest("roster", envelope.body)
     sid = digest("sid", run, roster.round.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
     cohorts = _ranges(len(roster.seats), count)
-    return run, CheckedRoster(roster.round, roster.attempt, roster.head, name, sid, (), sid, roster.seats, cohorts, 0)
+    everybody = tuple(PeerId(seat.peer) for seat in roster.seats)
+    return run, CheckedRoster(
+        roster.round, roster.attempt, roster.head, name, sid, (), sid, roster.seats, cohorts, 0, everybody
+    )
 
 
 def _check_members(seating: Seating, seats: tuple[Seat, ...], run: bytes, roster: Roster) -> tuple[Member, ...]:

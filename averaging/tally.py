@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ class Share:
         return peer + b"".join(n.to_bytes(_WIDTH, "big") for n in (self.tokens, self.rounds, self.chunks))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tally:
     """An immutable table peer -> share. Equal tables have equal roots."""
 
@@ -54,6 +55,10 @@ class Tally:
 
     def root(self) -> bytes:
         """Merkle root (RFC 6962 shape) over the leaves in peer id order, 32 bytes."""
+        return self._root
+
+    @cached_property
+    def _root(self) -> bytes:
         return merkle.root(self._leaves())
 
     def proof(self, peer: bytes) -> tuple[int, tuple[bytes, ...]]:

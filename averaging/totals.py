@@ -33,6 +33,7 @@ class Owners:
         self._reducers = [roster.reducers(layout, k) for k in range(len(roster.cohorts))]
         self._peers = [roster.cohort(k) for k in range(len(roster.cohorts))]
         self.included: tuple[int, ...] = ()
+        self._heads: dict[tuple[tuple[int, ...], int], tuple[PeerId, ...]] = {}
 
     def owner(self, cohort: int, chunk: int) -> PeerId:
         """The member of a cohort that owns a chunk."""
@@ -43,9 +44,17 @@ class Owners:
         return tuple(self.owner(k, chunk) for k in range(len(self._peers)))
 
     def heads(self, chunk: int) -> tuple[PeerId, ...]:
-        """Who adds a chunk up, first in line first: its owners in the included cohorts."""
-        count = len(self.included)
-        return tuple(self.owner(self.included[(chunk + j) % count], chunk) for j in range(count))
+        """Who adds a chunk up, first in line first: its owners in the included cohorts, in all before these are known.
+
+        So the first in line stays the same unless its cohort is left out, and can be sent sums beforehand.
+        """
+        known = self._heads.get((self.included, chunk))
+        if known is None:
+            count, chosen = len(self._peers), set(self.included) or set(range(len(self._peers)))
+            turns = ((chunk + j) % count for j in range(count))
+            known = tuple(self.owner(k, chunk) for k in turns if k in chosen)
+            self._heads[self.included, chunk] = known
+        return known
 
     def of(self, cohort: int, peer: PeerId) -> tuple[int, ...]:
         """The chunks that a peer owns in its cohort."""
