@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 CHECKED := dht averaging ledger peer bootstrap benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint types tests format demo bench reliability machines clean
+.PHONY: help venv test lint types tests format demo bench reliability machines sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,12 @@ reliability: $(STAMP) ## the whole fault matrix; writes docs/reliability.md (SEE
 
 machines: $(STAMP) ## real peers killed in every phase; writes their table into docs/reliability.md (10 minutes)
 	$(BIN)/python -m tests.fault.real_matrix --write
+
+N ?= 1000
+ROUNDS ?= 50
+SEED ?= 1
+sim: $(STAMP) ## N peers for ROUNDS rounds under virtual time; table, JSON and PNG in benchmarks/out (N="64 256 1000")
+	$(BIN)/python -m tests.sim.thousand --peers $(N) --rounds $(ROUNDS) --seed $(SEED)
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

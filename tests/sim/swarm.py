@@ -23,7 +23,7 @@ from averaging.bulk import BulkKind, Chunk, parse
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.evidence import Proof
-from averaging.guard import MemoryGuard
+from averaging.guard import Guard, MemoryGuard
 from averaging.layout import Layout
 from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
@@ -73,7 +73,7 @@ class Peer:
     """One simulated machine: what is on its disk survives a crash, `participant` does not."""
 
     identity: Identity
-    guard: MemoryGuard = field(default_factory=MemoryGuard)
+    guard: Guard = field(default_factory=MemoryGuard)
     chain: Chain | None = None
     states: dict[int, bytes] = field(default_factory=lambda: {0: GENESIS})
     participant: Participant | None = None
@@ -92,6 +92,10 @@ class Peer:
     def alive(self) -> bool:
         """Whether its process runs."""
         return self.participant is not None
+
+
+def _number(i: int) -> bytes:
+    return i.to_bytes(1 if i < 256 else 2, "big")
 
 
 @lru_cache(maxsize=512)
@@ -113,7 +117,7 @@ class Swarm:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.trace = sha256()
-        identities = [Identity(digest("sim-identity", bytes([seed % 251, i]))) for i in range(peers)]
+        identities = [Identity(digest("sim-identity", bytes([seed % 251, *_number(i)]))) for i in range(peers)]
         self.run_id = digest("sim-run", seed.to_bytes(8, "big"))
         self.params = small_params(self.run_id, identities[0].peer_id, peers, **changes)
         self.peers = {identity.peer_id: Peer(identity) for identity in identities}
@@ -443,7 +447,7 @@ class Swarm:
             if chunk in aggregate.lost:
                 assert not ring.any()
                 continue
-            expected = np.asarray(sum(update[chunk] for update in mine))
+            expected = np.asarray(sum(update[chunk].astype(np.int64) for update in mine))
             if chunk == self.params.layout.trailer and ring.dtype.kind == "i":
                 expected = expected % 2**32  # a trailer's words are counts: cohorts' sums are lifted as unsigned ones
                 ring = ring % 2**32

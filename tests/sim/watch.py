@@ -22,14 +22,14 @@ class Watch:
         self.seen: Counter[str] = Counter()
         self._released: dict[tuple[bytes, PeerId], Unmask] = {}
         self._opened: dict[tuple[int, PeerId], bytes] = {}
-        self._votes: dict[Vote, set[PeerId]] = defaultdict(set)
+        self._votes: dict[tuple[bytes, int], dict[Vote, set[PeerId]]] = defaultdict(lambda: defaultdict(set))
         self._signed: dict[bytes, set[int]] = defaultdict(set)
 
     def sent(self, sender: PeerId, message: object) -> None:
         """A peer sends this."""
         self.seen[type(message).__name__] += 1
         if isinstance(message, Vote):
-            self._votes[message].add(sender)
+            self._votes[message.sid, message.survivors][message].add(sender)
         elif isinstance(message, SumHashes):
             self._signed[message.sid].update(c for c in message.chunks if c < self._swarm.params.layout.total_chunks)
         if sender in self.liars:
@@ -49,7 +49,7 @@ class Watch:
         self._rule(same, f"{sender.short} released shares twice in one sid")
         only = self._opened.setdefault((cohort.roster.round, sender), message.sid) == message.sid
         self._rule(only, f"{sender.short} opened two sids of round {cohort.roster.round}")
-        votes = [voters for vote, voters in self._votes.items() if vote.survivors == message.survivors]
+        votes = self._votes[message.sid, message.survivors].values()
         enough = any(len(voters) >= cohort.threshold for voters in votes)
         self._rule(enough, f"{sender.short} released shares without {cohort.threshold} votes")
 
