@@ -30,6 +30,7 @@ class Process:
         folder: Path,
         changed: threading.Condition,
         nice: int,
+        prefix: Sequence[str] = (),
     ) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MURMURATION_")}
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -41,7 +42,7 @@ class Process:
         self._signal = signal.SIGKILL
         with self.stderr.open("ab") as errors:
             self.process = subprocess.Popen(
-                ["nice", "-n", str(nice), sys.executable, "-m", module, *arguments, "--json"],
+                [*prefix, "nice", "-n", str(nice), sys.executable, "-m", module, *arguments, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -117,9 +118,9 @@ class Swarm:
         for process in self.all:
             process.clean_up()
 
-    def start(self, name: str, module: str, *arguments: str, nice: int = 0) -> Process:
-        """Run `python -m MODULE ARGUMENTS --json`; with `nice` it yields to what starts later."""
-        process = Process(name, module, arguments, self.folder, self.changed, nice)
+    def start(self, name: str, module: str, *arguments: str, nice: int = 0, prefix: Sequence[str] = ()) -> Process:
+        """Run `PREFIX python -m MODULE ARGUMENTS --json`; with `nice` it yields to what starts later."""
+        process = Process(name, module, arguments, self.folder, self.changed, nice, prefix)
         self.all.append(process)
         return process
 

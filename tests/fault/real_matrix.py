@@ -50,7 +50,7 @@ class Hits:
 
     def line(self) -> str:
         """Its line of the table."""
-        back = f"{sorted(self.away)[len(self.away) // 2]:.0f} s" if self.away else "-"
+        back = f"{max(self.away):.0f} s" if self.away else "-"
         figures = (self.runs, self.fired, self.divergent, self.hangs, self.lost, back)
         return f"| {self.fault} | {' | '.join(map(str, figures))} |"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 _HEAD = """| fault | runs | fired in | divergent survivors | wrong sums | hangs | rounds lost |
 |---|---:|---:|---:|---:|---:|---:|"""
-_REAL_HEAD = """| fault | runs | fired in | divergent roots | never came back | rounds lost | back after (median) |
+_REAL_HEAD = """| fault | runs | fired in | divergent roots | never came back | rounds lost | back after (longest) |
 |---|---:|---:|---:|---:|---:|---:|"""
 
 
@@ -52,6 +52,11 @@ def write(rows: Sequence[Row], seeds: int, page: Path = PAGE) -> None:
 def write_real(lines: Sequence[str], page: Path = PAGE) -> None:
     """Put the figures of real processes into the page. Raises ValueError when it has no place for them."""
     _put("processes", "\n".join([_REAL_HEAD, *lines]), page)
+
+
+def write_net(lines: Sequence[str], page: Path = PAGE) -> None:
+    """Put the figures of network namespaces into the page. Raises ValueError when it has no place for them."""
+    _put("namespaces", "\n".join([_REAL_HEAD, *lines]), page)
 
 
 def _put(name: str, text: str, page: Path) -> None:

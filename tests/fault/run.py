@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dht.identity import Identity
 from peer.manifest import Codec, Cohort, Data, Deadlines, Manifest, Model, Train
+from tests.fault.namespaces import Machines
 from tests.fault.processes import Process, Swarm, last_words
 from tests.fault.proxy import Proxies, Proxy, free_port
 
@@ -30,16 +31,21 @@ def make_manifest(founder: str, count: int, **changes: object) -> Manifest:
 
 
 class Run:
-    """The swarm, and what belongs to each peer by its number. With `proxies` every peer announces one of them."""
+    """The swarm, and what belongs to each peer by its number. With `proxies` every peer announces one of them; with
+    `machines` each runs on its own, and the bootstrap server in their hub."""
 
-    def __init__(self, folder: Path, swarm: Swarm, count: int, proxies: Proxies | None = None) -> None:
-        self.folder, self.swarm, self.count = folder, swarm, count
+    def __init__(
+        self, folder: Path, swarm: Swarm, count: int, proxies: Proxies | None = None, machines: Machines | None = None
+    ) -> None:
+        self.folder, self.swarm, self.count, self.machines = folder, swarm, count, machines
         identities = [Identity.load_or_create(self.home(index) / "identity.key") for index in range(count)]
         self.ids = [str(identity.peer_id) for identity in identities]
         self.manifest = make_manifest(self.ids[0], count)
         (folder / "run.toml").write_text(self.manifest.dumps())
         self.proxies: list[Proxy] = [proxies.before(free_port()) for _ in range(count)] if proxies else []
-        self.bootstrap = swarm.start("bootstrap", "bootstrap.cli", "--port", "0", "--data-dir", str(folder / "boot"))
+        there = ("--listen", machines.place(-1)) if machines else ("--port", "0")
+        home, prefix = str(folder / "boot"), machines.prefix(-1) if machines else ()
+        self.bootstrap = swarm.start("bootstrap", "bootstrap.cli", *there, "--data-dir", home, prefix=prefix)
         swarm.wait("the bootstrap's address", lambda: bool(self.bootstrap.named("ready")), [self.bootstrap])
         self.address = self.bootstrap.named("ready")[0]["addresses"][0]
         self.peers = [self.start(index, nice=10) for index in range(count)]
@@ -61,14 +67,17 @@ class Run:
             proxy = self.proxies[index]
             options["listen"] = f"/ip4/127.0.0.1/tcp/{proxy.target}"
             options["announce"] = f"/ip4/127.0.0.1/tcp/{proxy.port}"
+        prefix: tuple[str, ...] = ()
+        if self.machines is not None:
+            options["listen"], prefix = self.machines.place(index), self.machines.prefix(index)
         options |= {name.replace("_", "-"): value for name, value in changes.items()}
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         if self.proxies:
             arguments.append("--no-direct")  # past libp2p would be past the proxies
         if skew or version != "1":
             arguments = [str(skew), version, "peer.cli", *arguments]
-            return self.swarm.start(f"peer-{index}", "tests.fault.skewed", *arguments, nice=nice)
-        return self.swarm.start(f"peer-{index}", "peer.cli", *arguments, nice=nice)
+            return self.swarm.start(f"peer-{index}", "tests.fault.skewed", *arguments, nice=nice, prefix=prefix)
+        return self.swarm.start(f"peer-{index}", "peer.cli", *arguments, nice=nice, prefix=prefix)
 
     def elsewhere(self) -> str:
         """An address that nobody listens at."""
