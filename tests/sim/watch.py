@@ -38,7 +38,9 @@ class Watch:
             self._unmask(sender, message)
         elif isinstance(message, AuditShares):
             # A sum that was given up binds nobody: it is zero for everyone, and none is taken any more.
-            settled = self._signed[message.sid].union(self._swarm.cohort_of(sender).sums.lost)
+            participant = self._swarm.peers[sender].participant
+            cohort = participant.cohort(message.sid) if participant is not None else None  # of this round or the last
+            settled = self._signed[message.sid].union(cohort.sums.lost if cohort is not None else ())
             missing = self._swarm.params.layout.total_chunks - len(settled)
             self._rule(missing == 0, f"{sender.short} opened its audit shares with {missing} sums unsigned")
 
