@@ -89,7 +89,7 @@ class AnyNumbers(Plot):
         evil.arena.updates[cohort.sid, evil.peer_id][chunk] = np.full(ring.size, value)
 
 
-@pytest.mark.parametrize("factor", [1.0, 2.5])
+@pytest.mark.parametrize("factor", [1.0, 1.5])  # at 2.5 some of 20,000 random sums are beyond what all can reach
 def test_values_beyond_the_clip_that_all_together_could_have_made_are_in_everybodys_model(factor: float) -> None:
     """A liar moves each coordinate by more than its share, and nothing shows it: see what is not protected.
 
