@@ -327,7 +327,10 @@ class Host:
         if not self._receivers:
             return
         peer, count = Counter(self._receivers.values()).most_common(1)[0]
-        next(lane for lane, other in self._receivers.items() if count <= _FEW or other == peer).close()
+        chosen = next(lane for lane, other in self._receivers.items() if count <= _FEW or other == peer)
+        # It takes a moment to end: whoever comes meanwhile must not close the same one and find no room.
+        del self._receivers[chosen]
+        chosen.close()
 
     async def _receive(
         self, peer: PeerId, protocol: str, sock: socket.socket, leftover: bytes = b"", channel: Channel | None = None
@@ -354,7 +357,7 @@ class Host:
             return await receiver.closed
         finally:
             receiver.close()
-            del self._receivers[receiver]
+            self._receivers.pop(receiver, None)
             if peer not in self._receivers.values():
                 self._buckets.pop(peer, None)
 

@@ -108,7 +108,10 @@ async def test_a_sender_that_stops_in_the_middle_of_a_frame_loses_its_stream(
     await until(lambda: len(host._receivers) == 1)
     (receiver,) = host._receivers
     await until(lambda: receiver.stream._reader.partial)
-    receiver.stream._check_progress()  # its timer would call it after 30 s, and again 30 s later
-    receiver.stream._check_progress()
-    await until(lambda: not host._receivers)
+
+    def stalled() -> bool:
+        receiver.stream._check_progress()  # its timer would call it after 30 s, and again 30 s later
+        return not host._receivers
+
+    await until(stalled)
     stream.close()
