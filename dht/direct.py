@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from dht.addresses import AddressError, parse
-from dht.clock import Clock
 from dht.errors import UnreachableError
 from dht.identity import PeerId
 from dht.sealed import SEAL_BYTES, Channel, channel
@@ -31,7 +30,6 @@ DIAL_SECONDS = 2.0
 AVOID_SECONDS = 120.0
 """How long libp2p is used for a peer once the direct way to it failed or broke."""
 MOST_ADDRESSES = 8
-_REMEMBERED = 4096
 
 
 @message(tag=0x03, cap=64)
@@ -49,24 +47,6 @@ class DirectOffer:
 
     secret: Bytes32 = field(repr=False)
     addresses: Annotated[tuple[Annotated[str, Length(1, 256)], ...], Count(0, MOST_ADDRESSES)]
-
-
-class Avoided:
-    """Peers whom the direct way did not lead to, for a while. Remembers the newest 4096."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._until: dict[PeerId, float] = {}
-
-    def add(self, peer: PeerId) -> None:
-        """Use libp2p for `peer` from now on, for `AVOID_SECONDS`."""
-        self._until.pop(peer, None)
-        self._until[peer] = self._clock.now() + AVOID_SECONDS
-        if len(self._until) > _REMEMBERED:
-            del self._until[next(iter(self._until))]
-
-    def __contains__(self, peer: PeerId) -> bool:
-        return self._until.get(peer, 0.0) > self._clock.now()
 
 
 async def dial(own: PeerId, to: PeerId, ticket: bytes, offer: DirectOffer) -> tuple[socket.socket, Channel]:

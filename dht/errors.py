@@ -8,6 +8,7 @@
     ├── IdentityError                   MUR-4xx  77     key file: permission, format, or in use
     │   └── LockedError                 MUR-41x  73     another process holds this data folder
     ├── StorageError                    MUR-5xx  74     disk full, unreadable, not writable
+    ├── EvidenceError                   MUR-65x  1      a file that should prove a lie proves nothing
     ├── ProtocolError                   MUR-6xx  76     a peer broke the protocol (numbered `Refusal`)
     └── RoundError                      MUR-7xx  75     a round could not finish; the update is kept
 
@@ -90,7 +91,7 @@ class EvidenceError(MurmurationError):
     """A file that should prove a peer's lie proves nothing, or cannot be read."""
 
     code = "MUR-650"
-    exit_code = 65
+    exit_code = 1
 
 
 class RoundError(MurmurationError):

@@ -21,7 +21,7 @@ from dht.addresses import AddressError, parse, require_free
 from dht.clock import Clock, SystemClock
 from dht.counters import Counters
 from dht.dial import BACKOFF, DIAL_TIMEOUT, Dial, Verdict, dial
-from dht.direct import TICKET_BYTES, Avoided, DirectAsk, DirectOffer
+from dht.direct import AVOID_SECONDS, TICKET_BYTES, DirectAsk, DirectOffer
 from dht.direct import dial as dial_direct
 from dht.direct_listener import DirectListener, listen_hosts
 from dht.errors import ProtocolError, Refusal, UnreachableError
@@ -76,7 +76,8 @@ class Host:
         self.counters = Counters()
         self._stopping = False
         self._listener = DirectListener(peer_id, clock, self._incoming_direct)
-        self._avoided = Avoided(clock)
+        self._avoided = BanList(clock)
+        """Peers to whom libp2p is used for a while, since the direct way failed or broke."""
         self._direct = False
         self.daemon_died = asyncio.Event()
         self.death = ""
@@ -254,7 +255,7 @@ class Host:
             lane.attach(sock, meter=self.counters.of(to), channel=channel)
 
     async def _connect(self, to: PeerId, protocol: str) -> tuple[socket.socket, Channel | None]:
-        if protocol == BULK and self._direct and to not in self._avoided:
+        if protocol == BULK and self._direct and not self._avoided.banned(to):
             sock = await self._open(to, DIRECT, OPEN_TIMEOUT)  # who cannot be asked cannot be reached through libp2p
             request = DirectAsk(os.urandom(TICKET_BYTES))
             try:
@@ -262,7 +263,7 @@ class Host:
                 return await dial_direct(self._peer_id, to, request.ticket, decode_as(DirectOffer, reply))
             except (UnreachableError, ProtocolError) as error:
                 _log.info("bulk frames to %s go through libp2p: %s", to.short, error.message)
-                self._avoided.add(to)
+                self._avoided.ban(to, AVOID_SECONDS)
         return await self._open(to, protocol, OPEN_TIMEOUT), None
 
     async def _open(self, to: PeerId, protocol: str, timeout: float) -> socket.socket:
@@ -282,7 +283,7 @@ class Host:
         if lane is not None and not lane.open:
             del self._lanes[to, protocol]
             if lane.sealed:
-                self._avoided.add(to)  # whatever cut it may cut the next one, too
+                self._avoided.ban(to, AVOID_SECONDS)  # whatever cut it may cut the next one, too
             if not self._stopping:
                 self.on_lane_lost(to)
 

@@ -1,6 +1,6 @@
 """`run-peer evidence`: what this peer can prove against others, and whether a file that somebody shows proves anything.
 
-Exit codes: 0 the file proves a lie, or the list is complete; 65 a file proves nothing or cannot be read.
+Exit codes: 0 the file proves a lie, or the list is complete; 1 a file proves nothing or cannot be read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ evidence = App(name="evidence", help="Verify evidence against a peer that lied, 
 
 @evidence.command
 def verify(file: Path, *, run: Path | None = None, config: ConfigPath = None, json: Json = False) -> int:
-    """Check an evidence file offline: what is proven, and against whom. Exit code 65 when it proves nothing.
+    """Check an evidence file offline: what is proven, and against whom. Exit code 1 when it proves nothing.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def verify(file: Path, *, run: Path | None = None, config: ConfigPath = None, js
 
 @evidence.command(name="list")
 def list_(*, data_dir: DataDir = DEFAULT_DATA_DIR, config: ConfigPath = None, json: Json = False) -> int:
-    """List the evidence in a data folder, each file verified anew. Exit code 65 when one of them proves nothing."""
+    """List the evidence in a data folder, each file verified anew. Exit code 1 when one of them proves nothing."""
     from dht.errors import EvidenceError
     from peer.evidence_files import EvidenceFiles, prove
 

@@ -12,7 +12,7 @@ import pytest
 
 from dht import direct, direct_listener
 from dht.clock import ManualClock
-from dht.direct import TICKET_BYTES, Avoided, DirectAsk, DirectOffer, dial
+from dht.direct import AVOID_SECONDS, TICKET_BYTES, DirectAsk, DirectOffer, dial
 from dht.direct_listener import MOST_TICKETS, TICKET_SECONDS, Tickets
 from dht.errors import ConfigError, ProtocolError, Refusal, UnreachableError
 from dht.frames import BULK_CAP, HEADER_BYTES, Kind
@@ -121,7 +121,7 @@ async def test_a_firewall_that_swallows_connections_costs_one_short_wait(
         right._listener.port = swallower.getsockname()[1]  # accepts, and never answers
         await left.send(right.peer_id, [TAG, b"through libp2p"], bulk=True)
     assert not direct_lane(left, right)
-    assert right.peer_id in left._avoided
+    assert 0 < left._avoided.banned(right.peer_id) <= AVOID_SECONDS
     assert got == [TAG + b"through libp2p"]
 
 
@@ -298,15 +298,6 @@ def test_a_ticket_is_good_once_for_one_peer_and_not_for_long() -> None:
     clock.advance_to(TICKET_SECONDS)
     assert tickets.redeem(names[1]) is None
     tickets.issue(peer, names[1])  # what is too old does not count
-
-
-def test_a_peer_is_avoided_for_a_while() -> None:
-    clock, peer = ManualClock(), Identity.generate().peer_id
-    avoided = Avoided(clock)
-    avoided.add(peer)
-    assert peer in avoided
-    clock.advance_to(direct.AVOID_SECONDS)
-    assert peer not in avoided
 
 
 def test_the_secret_is_not_in_what_is_logged() -> None:
