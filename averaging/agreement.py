@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
-from averaging.ballot_box import BallotBox
+from averaging.ballot_box import BallotBox, Pair
 from averaging.ballots import (
     KIND_NAMES,
     NIL,
@@ -27,7 +27,6 @@ from averaging.ballots import (
     Certificate,
     Decision,
     DecisionRequest,
-    Evidence,
     Gossip,
     Memory,
     ProofOfLock,
@@ -124,9 +123,9 @@ class Agreement:
         return self._memory.view
 
     @property
-    def evidence(self) -> tuple[Evidence, ...]:
-        """Proofs that a member contradicted itself, at most one per member and kind of message."""
-        return tuple(self._box.evidence.values())
+    def contradictions(self) -> tuple[Pair, ...]:
+        """Messages by which a member contradicted itself, at most two per member and kind."""
+        return tuple(self._box.contradictions.values())
 
     # Inputs
 

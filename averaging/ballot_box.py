@@ -7,13 +7,15 @@ counts, and of a view far ahead only the fact that its sender is there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from averaging.ballots import KIND_NAMES, PRECOMMIT, PREVOTE, Ballot, Certificate, Evidence, ProofOfLock, Proposal
+from averaging.ballots import KIND_NAMES, PRECOMMIT, PREVOTE, Ballot, Certificate, ProofOfLock, Proposal
 from averaging.certificate import quorum
 from averaging.record import Record
 from dht.envelope import Envelope
 from dht.wire import encode
 
+Pair: TypeAlias = tuple[Envelope, Envelope]
 VIEWS_BEHIND = 4
 VIEWS_AHEAD = 8
 
@@ -42,7 +44,8 @@ class BallotBox:
         self._records: dict[bytes, tuple[int, Record]] = {}
         self._stored: dict[Envelope, int] = {}
         self._furthest: dict[int, tuple[int, Envelope]] = {}
-        self.evidence: dict[tuple[int, str], Evidence] = {}
+        self.contradictions: dict[tuple[int, str], Pair] = {}
+        """By member and kind: two of its messages of which one may be."""
 
     def keeps(self, view: int) -> bool:
         """Whether messages of `view` are stored."""
@@ -73,8 +76,8 @@ class BallotBox:
         newest = max(view, self._records.get(value, (view, record))[0])
         self._records[value] = (newest, record)
 
-    def add_proposal(self, proposer: int, proposal: Proposal, envelope: Envelope, record: Record) -> Evidence | None:
-        """Store a view's first proposal; the evidence when it contradicts an earlier one."""
+    def add_proposal(self, proposer: int, proposal: Proposal, envelope: Envelope, record: Record) -> Pair | None:
+        """Store a view's first proposal; with the earlier one when it contradicts that."""
         if not self.keeps(proposal.view):
             return None
         log = self._logs.setdefault(proposal.view, ViewLog())
@@ -86,8 +89,8 @@ class BallotBox:
             return self._accuse(proposer, "proposal", log.proposal[1], envelope)
         return None
 
-    def add_ballot(self, index: int, ballot: Ballot, envelope: Envelope) -> Evidence | None:
-        """Count a member's first ballot of its kind in its view; the evidence when it contradicts an earlier one."""
+    def add_ballot(self, index: int, ballot: Ballot, envelope: Envelope) -> Pair | None:
+        """Count a member's first ballot of its kind in its view; with the earlier one when it contradicts that."""
         if index not in self._furthest or self._furthest[index][0] < ballot.view:
             self._furthest[index] = (ballot.view, envelope)
         if not self.keeps(ballot.view):
@@ -135,9 +138,9 @@ class BallotBox:
         votes = sorted(log.votes[kind][value].items())[: self._needed]
         return tuple(index for index, _ in votes), tuple(signature for _, signature in votes)
 
-    def _accuse(self, index: int, what: str, first: Envelope, second: Envelope) -> Evidence | None:
-        # One proof per member and kind is enough, and bounds what a liar can make us store.
-        if (index, what) in self.evidence:
+    def _accuse(self, index: int, what: str, first: Envelope, second: Envelope) -> Pair | None:
+        # One pair per member and kind is enough, and bounds what a liar can make us store.
+        if (index, what) in self.contradictions:
             return None
-        self.evidence[index, what] = Evidence(first, second)
-        return self.evidence[index, what]
+        self.contradictions[index, what] = (first, second)
+        return (first, second)

@@ -115,17 +115,6 @@ class Decision:
     certificate: Annotated[bytes, Length(2, 8 << 10)]
 
 
-@message(tag=0x49, cap=768 << 10)
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Two envelopes that contradict each other, both signed by one member: two ballots of one kind, or two
-    proposals, in one view.
-    """
-
-    first: Envelope
-    second: Envelope
-
-
 @message(tag=0x4A, cap=832 << 10)
 @dataclass(frozen=True, slots=True)
 class Memory:

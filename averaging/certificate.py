@@ -57,20 +57,32 @@ def verify_proof(proof: ProofOfLock, committee: Sequence[PeerId], run: bytes) ->
 def verify_quorum(
     ballot: Ballot, signers: Sequence[int], signatures: Sequence[bytes], committee: Sequence[PeerId], run: bytes
 ) -> None:
-    """Raises ProtocolError (BAD_CERTIFICATE) unless a quorum of `committee` signed an envelope of `ballot`.
+    """Raises ProtocolError (BAD_CERTIFICATE) unless a quorum of `committee` signed an envelope of `ballot`."""
+    check_signatures(run, ballot.round, encode(ballot), committee, signers, signatures, quorum(len(committee)))
 
-    `signers` are indices into the committee, strictly increasing; `signatures` are theirs in the same order.
+
+def check_signatures(
+    run: bytes,
+    round_: int,
+    frame: bytes,
+    members: Sequence[PeerId],
+    signers: Sequence[int],
+    signatures: Sequence[bytes],
+    needed: int,
+) -> None:
+    """Raises ProtocolError (BAD_CERTIFICATE) unless at least `needed` of `members` signed an envelope of `frame`.
+
+    `signers` are indices into the members, strictly increasing; `signatures` are theirs in the same order.
     """
     if len(signers) != len(signatures) or list(signers) != sorted(set(signers)):
         raise ProtocolError(Refusal.BAD_CERTIFICATE, "signers are repeated or out of order")
-    if signers and not 0 <= signers[0] <= signers[-1] < len(committee):
-        raise ProtocolError(Refusal.BAD_CERTIFICATE, "a signer is outside the committee")
-    if len(signers) < quorum(len(committee)):
-        raise ProtocolError(Refusal.BAD_CERTIFICATE, f"{len(signers)} of {quorum(len(committee))} signatures")
-    frame = encode(ballot)
+    if signers and not 0 <= signers[0] <= signers[-1] < len(members):
+        raise ProtocolError(Refusal.BAD_CERTIFICATE, "a signer is no member")
+    if len(signers) < needed:
+        raise ProtocolError(Refusal.BAD_CERTIFICATE, f"{len(signers)} of {needed} signatures")
     for index, signature in zip(signers, signatures, strict=True):
-        member = committee[index]
-        if not identity.verify(member, signed_digest(run, ballot.round, member, frame), signature):
+        member = members[index]
+        if not identity.verify(member, signed_digest(run, round_, member, frame), signature):
             raise ProtocolError(Refusal.BAD_CERTIFICATE, f"the signature of {member.short} does not verify")
 
 

@@ -291,9 +291,9 @@ class CurrentRound:
 
     def take_proofs(self) -> list[bytes]:
         """Evidence found since the last call."""
-        for known in self.agreement.evidence[self._accusations :]:
+        for pair in self.agreement.contradictions[self._accusations :]:
             self._accusations += 1
-            self._witness.compare_ballots(known.first, known.second)
+            self._witness.compare_ballots(*pair)
         return self._witness.take(self.cohort)
 
     def accuse(self, proof: Proof) -> Sequence[ParticipantAction]:

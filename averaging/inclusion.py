@@ -12,13 +12,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from averaging.certificate import quorum
+from averaging.certificate import check_signatures, quorum
 from averaging.messages import Included, Inclusion, InclusionVote, Result
 from averaging.params import threshold
 from averaging.roster import CheckedRoster
 from averaging.survivors import bits
-from dht import identity
-from dht.envelope import signed_digest
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 from dht.wire import decode_as, digest, encode
@@ -49,21 +47,6 @@ def check_result(result: Result, roster: CheckedRoster) -> None:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a result with another number of weights than survivors")
 
 
-def check_signatures(
-    run: bytes, round_: int, frame: bytes, peers: Sequence[PeerId], signers: Sequence[int], signatures: Sequence[bytes]
-) -> None:
-    """Raises ProtocolError (BAD_CERTIFICATE) unless these members signed an envelope of `frame`, each once."""
-    if (
-        list(signers) != sorted(set(signers))
-        or len(signers) != len(signatures)
-        or (signers and signers[-1] >= len(peers))
-    ):
-        raise ProtocolError(Refusal.BAD_CERTIFICATE, "signers are repeated, unknown or out of order")
-    for index, signature in zip(signers, signatures, strict=True):
-        if not identity.verify(peers[index], signed_digest(run, round_, peers[index], frame), signature):
-            raise ProtocolError(Refusal.BAD_CERTIFICATE, f"the signature of {peers[index].short} does not verify")
-
-
 def check_inclusion(inclusion: Inclusion, roster: CheckedRoster, run: bytes) -> None:
     """Raises ProtocolError unless every result is proven by t members of its cohort, in order of the cohorts."""
     indices = []
@@ -77,9 +60,9 @@ def check_inclusion(inclusion: Inclusion, roster: CheckedRoster, run: bytes) -> 
         places, peers = roster.cohorts[result.cohort], roster.cohort(result.cohort)
         signed = slice(bisect_left(signers, places.start), bisect_left(signers, places.stop))
         members = [i - places.start for i in signers[signed]]
-        if not result.survivors or len(members) < threshold(len(peers)):
-            raise ProtocolError(Refusal.BAD_CERTIFICATE, f"cohort {result.cohort} is not proven")
-        check_signatures(run, roster.round, frame, peers, members, signatures[signed])
+        if not result.survivors:
+            raise ProtocolError(Refusal.BAD_CERTIFICATE, f"cohort {result.cohort} came to nothing")
+        check_signatures(run, roster.round, frame, peers, members, signatures[signed], threshold(len(peers)))
         indices.append(result.cohort)
         used += len(members)
     if indices != sorted(set(indices)) or used != len(signers):
@@ -90,10 +73,9 @@ def check_included(
     message: Included, roster: CheckedRoster, run: bytes, committee: Sequence[PeerId]
 ) -> tuple[Result, ...]:
     """The results of the cohorts that a quorum of the committee put into the sum. Raises ProtocolError."""
-    if len(message.signers) < quorum(len(committee)):
-        raise ProtocolError(Refusal.BAD_CERTIFICATE, f"{len(message.signers)} of {quorum(len(committee))} votes")
     vote = InclusionVote(message.sid, inclusion_value(message.sid, message.results))
-    check_signatures(run, roster.round, encode(vote), committee, message.signers, message.signatures)
+    signers, signatures = message.signers, message.signatures
+    check_signatures(run, roster.round, encode(vote), committee, signers, signatures, quorum(len(committee)))
     results = tuple(decode_as(Result, frame) for frame in message.results)
     for result in results:
         check_result(result, roster)

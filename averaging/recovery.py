@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 
 from averaging.actions import Action, Note, Send, SetTimer, TimerKey
 from averaging.ballots import Certificate, Decision
-from averaging.certificate import quorum
+from averaging.certificate import check_signatures, quorum
 from averaging.record import Record, Survivor, check_sorted, void_record
 from averaging.survivors import bitmap, bits
-from dht import identity
-from dht.envelope import Envelope, seal, signed_digest
+from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.wire import U64, Bytes32, decode_as, digest, encode, message
@@ -86,12 +85,10 @@ def check_recovery(record: Record, certificate: Certificate, head: Record, commi
     chosen = tuple(committee.index(peer) for peer in members)
     if (certificate.round, certificate.view, certificate.value) != (record.round, 0, record.hash()):
         raise ProtocolError(Refusal.BAD_CERTIFICATE, "the certificate is not that of the recovery")
-    if certificate.signers != chosen or len(certificate.signatures) != len(chosen):
-        raise ProtocolError(Refusal.BAD_CERTIFICATE, "not all members of a recovery signed it")
+    if certificate.signers != chosen:
+        raise ProtocolError(Refusal.BAD_CERTIFICATE, "not all members of a recovery signed it, or others did")
     frame = encode(Recover(record.round, head.hash(), bitmap(chosen)))
-    for peer, signature in zip(members, certificate.signatures, strict=True):
-        if not identity.verify(peer, signed_digest(record.run, record.round, peer, frame), signature):
-            raise ProtocolError(Refusal.BAD_CERTIFICATE, f"the signature of {peer.short} does not verify")
+    check_signatures(record.run, record.round, frame, committee, chosen, certificate.signatures, len(chosen))
 
 
 class Recovery:

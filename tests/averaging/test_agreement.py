@@ -423,9 +423,9 @@ def test_contradictions_are_evidence_and_only_the_first_counts(guard: MemoryGuar
     machine = started(KEYS[1], guard)
     actions = [a for value in (NIL, OTHER.hash()) for a in machine.receive(ballot(3, 0, PRECOMMIT, value))]
     assert [action.peer for action in actions if isinstance(action, Note)] == [KEYS[3].peer_id]
-    (evidence,) = machine.evidence
-    assert evidence.first != evidence.second
-    assert {envelope.check(RUN) for envelope in (evidence.first, evidence.second)} == {KEYS[3].peer_id}
+    ((first, second),) = machine.contradictions
+    assert first != second
+    assert {envelope.check(RUN) for envelope in (first, second)} == {KEYS[3].peer_id}
 
 
 def unbacked(record: Record) -> Decision:
@@ -467,7 +467,7 @@ def test_what_is_forged_foreign_or_out_of_turn_is_refused(envelope: Envelope, ex
     machine = started(KEYS[1], guard)
     assert refusal(machine, envelope) is expected
     assert machine.decision is None
-    assert machine.evidence == ()
+    assert machine.contradictions == ()
     # It changed nothing: a whole honest view still decides.
     feed(machine, proposal(0, MINE), *(ballot(i, 0, k, MINE.hash()) for k in (PREVOTE, PRECOMMIT) for i in (0, 2)))
     assert machine.decision is not None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from averaging.ballot_box import VIEWS_AHEAD, VIEWS_BEHIND, BallotBox
+from averaging.ballot_box import VIEWS_AHEAD, VIEWS_BEHIND, BallotBox, Pair
 from averaging.ballots import (
     MAX_COMMITTEE,
     MAX_VIEW,
@@ -16,7 +16,6 @@ from averaging.ballots import (
     Ballot,
     Certificate,
     Decision,
-    Evidence,
     Gossip,
     Memory,
     ProofOfLock,
@@ -54,7 +53,6 @@ def largest() -> dict[str, object]:
         "proof": proof,
         "certificate": certificate,
         "decision": Decision(frame, encode(certificate)),
-        "evidence": Evidence(*proposed, *proposed),
         "gossip": Gossip(TOP, ballots, proposed, (proof,)),
         "memory": Memory(TOP, MAX_VIEW, 2, own, ballots[:MAX_COMMITTEE], MAX_VIEW + 1, value, (proof,)),
     }
@@ -77,12 +75,12 @@ def test_ballots_out_of_bounds_are_refused(bad: Ballot):
         encode(bad)
 
 
-def cast(box: BallotBox, index: int, view: int, kind: int, value: bytes) -> Evidence | None:
+def cast(box: BallotBox, index: int, view: int, kind: int, value: bytes) -> Pair | None:
     ballot = Ballot(1, view, kind, value)
     return box.add_ballot(index, ballot, seal(KEYS[index], RUN, 1, ballot))
 
 
-def propose(box: BallotBox, view: int, record: Record) -> Evidence | None:
+def propose(box: BallotBox, view: int, record: Record) -> Pair | None:
     proposal = Proposal(1, view, record.hash(), 0, encode(record), (), ())
     return box.add_proposal(0, proposal, seal(KEYS[0], RUN, 1, proposal), record)
 
@@ -92,14 +90,14 @@ def test_only_the_first_ballot_counts_and_two_are_evidence_once():
     value, other = RECORD.hash(), OTHER.hash()
     assert cast(box, 2, 0, PREVOTE, value) is None
     assert cast(box, 2, 0, PREVOTE, value) is None
-    evidence = cast(box, 2, 0, PREVOTE, other)
-    assert evidence is not None
-    assert [envelope.message().value for envelope in (evidence.first, evidence.second)] == [value, other]
+    pair = cast(box, 2, 0, PREVOTE, other)
+    assert pair is not None
+    assert [envelope.message().value for envelope in pair] == [value, other]
     assert cast(box, 2, 0, PREVOTE, NIL) is None
     assert cast(box, 2, 1, PREVOTE, other) is None
     assert cast(box, 2, 0, PRECOMMIT, other) is None
     assert list(box.log(0).votes[PREVOTE]) == [value]
-    assert len(box.evidence) == 1
+    assert len(box.contradictions) == 1
 
 
 def test_two_proposals_of_one_view_are_evidence_and_the_first_stays():
@@ -153,5 +151,5 @@ def test_a_liar_cannot_make_the_box_grow():
     assert len(box.logs()) <= kept
     assert len(box._records) <= kept
     assert len(box._stored) <= 2 * kept
-    assert len(box.evidence) <= 2
+    assert len(box.contradictions) <= 2
     assert all(isinstance(envelope, Envelope) for envelope in box._stored)
