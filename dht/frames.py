@@ -23,7 +23,7 @@ import numpy as np
 
 from dht.errors import ProtocolError, Refusal, UnreachableError
 from dht.sealed import SEAL_BYTES, Channel, Seal
-from dht.transport import MAX_FRAME, Part
+from dht.transport import Part
 from dht.wire import REGISTRY
 
 BULK_TAGS = range(0xF0, 0x100)
@@ -68,9 +68,9 @@ def cap_of(tag: int) -> int:
     if tag in BULK_TAGS:
         return BULK_CAP
     row = REGISTRY.get(tag)
-    if row is None:
+    if row is None or not row.framed:
         raise ProtocolError(Refusal.UNKNOWN_TAG, f"tag {tag:#04x}")
-    return min(row.cap, MAX_FRAME)
+    return row.cap
 
 
 def pack_header(kind: Kind, number: int, parts: Sequence[Part] = (), flags: int = 0) -> bytes:

@@ -13,9 +13,6 @@ FrameHandler: TypeAlias = Callable[[PeerId, memoryview], None]
 RequestHandler: TypeAlias = Callable[[PeerId, memoryview], Awaitable[Sequence[Part]]]
 """Called with the authenticated sender and a request frame; returns the parts of the reply frame."""
 
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
 
 class Transport(Protocol):
     """Authenticated, acknowledged delivery of frames between peers."""

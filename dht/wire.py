@@ -26,6 +26,9 @@ from dht.errors import ProtocolError, Refusal
 
 T = TypeVar("T")
 
+MAX_FRAME = (1 << 20) + 4096
+"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Length:
@@ -73,11 +76,14 @@ class _Codec:
 
 @dataclass(frozen=True, slots=True)
 class MessageType:
-    """One row of the protocol: a tag, the class it stands for, and the most bytes its frame may have."""
+    """One row of the protocol: a tag, the class it stands for, the most bytes of its encoding; whether it may travel
+    as a frame of its own, or is only kept in files and sent in pieces.
+    """
 
     tag: int
     cap: int
     cls: type
+    framed: bool
 
 
 REGISTRY: dict[int, MessageType] = {}
@@ -85,13 +91,18 @@ _BY_CLASS: dict[type, MessageType] = {}
 _CODECS: dict[type, _Codec] = {}
 
 
-def message(*, tag: int, cap: int) -> Callable[[type[T]], type[T]]:
-    """Register a frozen dataclass as the message of `tag`, whose frames have at most `cap` bytes."""
+def message(*, tag: int, cap: int, framed: bool = True) -> Callable[[type[T]], type[T]]:
+    """Register a frozen dataclass as the message of `tag`, whose encoding has at most `cap` bytes.
+
+    `framed` is false for what no stream accepts as one frame: it may be larger than a frame.
+    """
+    if framed and cap > MAX_FRAME:
+        raise ValueError(f"no frame has {cap} bytes")
 
     def register(cls: type[T]) -> type[T]:
         if tag in REGISTRY:
             raise ValueError(f"tag {tag:#04x} is taken by {REGISTRY[tag].cls.__name__}")
-        REGISTRY[tag] = _BY_CLASS[cls] = MessageType(tag, cap, cls)
+        REGISTRY[tag] = _BY_CLASS[cls] = MessageType(tag, cap, cls, framed)
         return cls
 
     return register

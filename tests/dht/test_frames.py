@@ -6,11 +6,13 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from averaging.evidence import Evidence
 from dht.errors import ProtocolError, Refusal
 from dht.frames import (
     BULK_CAP,
@@ -23,7 +25,7 @@ from dht.frames import (
     pack_header,
     parse_header,
 )
-from dht.wire import REGISTRY
+from dht.wire import REGISTRY, message_type
 
 BULK = b"\xf0"
 bodies = st.lists(st.binary(min_size=1, max_size=400).map(lambda tail: BULK + tail), max_size=6)
@@ -97,6 +99,13 @@ def test_registered_tags_have_their_own_cap() -> None:
     assert cap_of(0x01) == REGISTRY[0x01].cap == dht.envelope.BODY_CAP + 256
     with pytest.raises(ProtocolError) as caught:
         cap_of(0xEE)
+    assert caught.value.refusal is Refusal.UNKNOWN_TAG
+
+
+@pytest.mark.parametrize("cls", get_args(Evidence))
+def test_what_is_kept_in_files_only_is_no_frame(cls: type) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        cap_of(message_type(cls).tag)
     assert caught.value.refusal is Refusal.UNKNOWN_TAG
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from averaging.evidence import EVIDENCE_CAP
 from dht import wire
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
@@ -133,14 +134,16 @@ def test_every_message_survives_the_round_trip(cls: type):
 
 
 def test_every_message_declares_fields_and_a_cap_that_fits_a_frame():
-    from dht.transport import MAX_FRAME
-
-    in_pieces = {"Contradiction", "WrongSum", "WrongTotal", "WrongSeed"}  # evidence is no frame of its own
     for row in wire.REGISTRY.values():
-        assert row.cap > 2
-        assert row.cap <= MAX_FRAME or row.cls.__name__ in in_pieces
+        assert 2 < row.cap <= (wire.MAX_FRAME if row.framed else EVIDENCE_CAP)
         assert 0 < row.tag < 256
         assert fields(row.cls)
+
+
+def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
+    with pytest.raises(ValueError, match="no frame"):
+        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
+    assert 0xED not in wire.REGISTRY
 
 
 # --- frames that must not pass, each with its number
