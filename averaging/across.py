@@ -22,10 +22,9 @@ from averaging.evidence import WrongTotal
 from averaging.guard import Guard
 from averaging.messages import Included, Inclusion, InclusionVote, Ping, Result, TotalHash, Wanted
 from averaging.params import TOTAL_TURNS, RunParams
-from averaging.reducing import Duties
+from averaging.parts import make_part, make_total, open_part
 from averaging.roster import CheckedRoster
-from averaging.totals import Owners, Totals, make_total
-from averaging.wide import make_part, open_part
+from averaging.totals import Owners, Totals
 from averaging.work import AddUp, CohortAction, Transfer
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
@@ -40,7 +39,7 @@ _REQUESTS = 16
 class Across(Coordinating):
     """One member's part in summing one roster's cohorts."""
 
-    TIMERS = ("include", "result", "totals", "probe", "across", "recount")
+    TIMERS = ("result", "turn", "closing", "include", "totals", "probe", "across", "recount")
 
     def __init__(
         self,
@@ -189,17 +188,13 @@ class Across(Coordinating):
         """What the round came to, once `complete`."""
         assert self.results is not None
         roster = self.roster
-        duties = [
-            Duties(roster.reducers(self.params.layout, k), len(roster.cohorts[k]), 0)
-            for k in range(len(roster.cohorts))
-        ]
         return Aggregate(
             roster.round,
             roster.attempt,
             roster.digest,
             self.sid,
             roster.largest,
-            survivors_of(roster, duties, self.results),
+            survivors_of(roster, self.owners.duties, self.results),
             tuple(k for k in range(len(roster.cohorts)) if k not in self.owners.included),
             self.totals.lost,
             self.totals.root(),

@@ -7,21 +7,20 @@ be checked even so makes the round void, or whoever has an accomplice could esca
 
 from __future__ import annotations
 
-import numpy as np
-
 from averaging.actions import Note, Send, SetTimer, TimerKey
 from averaging.auditing import Audited, Unshown, entry
 from averaging.bulk import BulkKind, Chunk
 from averaging.collecting import Collecting, Failed
 from averaging.dealing import MisdealtError, Seed
-from averaging.evidence import HeldShare, Part, WrongSeed, WrongSum
+from averaging.evidence import CohortIndex, HeldShare, WrongSeed, WrongSum
 from averaging.messages import AuditShares, Receipt
 from averaging.params import tolerated
+from averaging.reducing import add_masked
 from averaging.survivors import claims, name_of
 from averaging.work import Check, CohortAction, Show
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
-from dht.transport import Part as Bytes
+from dht.transport import Part
 from dht.wire import decode_as, encode
 
 
@@ -64,10 +63,7 @@ class Checking(Collecting):
         """Recompute a sum that I audit. Any thread."""
         assert self.certified is not None
         assert self.opening is not None
-        survivors, dtype = self.certified.survivors, self.layout.dtype(chunk)
-        ring = np.zeros(self.layout.words(chunk), dtype)
-        for data in self._inputs(chunk, survivors):
-            np.add(ring, np.frombuffer(data, dtype), out=ring)
+        ring = add_masked(self._inputs(chunk, self.certified.survivors), self.layout.dtype(chunk))
         self.opening.unmask(chunk, ring)
         self.checks.truth[chunk] = self.sums.hash(memoryview(ring).cast("B"))
 
@@ -207,14 +203,14 @@ class Checking(Collecting):
             raise ProtocolError(Refusal.BAD_HASH, f"an input of chunk {chunk.index} differs from its manifest")
         self.checks.shown.setdefault((chunk.member, chunk.index), chunk.data)
 
-    def _input(self, member: int, chunk: int) -> Bytes | None:
+    def _input(self, member: int, chunk: int) -> Part | None:
         """A survivor's masked chunk, if I hold it as its manifest says."""
         if member == self.me and chunk in self._masked:
             return self._masked[chunk][0]
         own = self.inputs.get(member, chunk, self.r3.manifests[member][0])
         return self.checks.shown.get((member, chunk)) if own is None else own
 
-    def _inputs(self, chunk: int, survivors: tuple[int, ...]) -> list[Bytes]:
+    def _inputs(self, chunk: int, survivors: tuple[int, ...]) -> list[Part]:
         found = (self._input(i, chunk) for i in survivors)
         return [data for data in found if data is not None]
 
@@ -228,7 +224,7 @@ class Checking(Collecting):
         frames = [self.r3.manifests[i][1] for i in survivors]
         return WrongSum(
             self.seating,
-            Part(self.roster.index, len(self.roster.cohorts)),
+            CohortIndex(self.roster.index, len(self.roster.cohorts)),
             tuple(decode_as(Envelope, frame) for frame in votes if frame is not None),
             tuple(decode_as(Envelope, frame) for frame in frames),
             tuple(self.opening.seeds[i] for i in range(len(self.peers))),
@@ -242,8 +238,8 @@ class Checking(Collecting):
         frame = self.said.find(self.peers[error.dealer], "Shares", self.sid)
         if frame is not None and self.seating is not None:
             held = tuple(HeldShare(holder, share) for holder, share in sorted(error.shares.items()))
-            part = Part(self.roster.index, len(self.roster.cohorts))
-            self.proofs.append(encode(WrongSeed(self.seating, part, decode_as(Envelope, frame), error.seed, held)))
+            place = CohortIndex(self.roster.index, len(self.roster.cohorts))
+            self.proofs.append(encode(WrongSeed(self.seating, place, decode_as(Envelope, frame), error.seed, held)))
 
     def _tell_apart(self) -> list[CohortAction]:
         """Members hold different lists of one dealer: show mine to two that differ, so that the two meet somewhere."""

@@ -16,7 +16,7 @@ from averaging.certificate import quorum
 from averaging.guard import Guard
 from averaging.keys import MemberSecrets
 from averaging.messages import Closed, Join, Seating
-from averaging.params import MAX_MEMBERS, MAX_PEERS, RunParams, honest_witness
+from averaging.params import MAX_MEMBERS, MAX_PEERS, RELAYS, RunParams, honest_witness
 from averaging.roster import CheckedRoster, check_join, check_roster, convener, decisive, make_roster, make_seatings
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
@@ -26,8 +26,6 @@ from dht.wire import decode_as, digest, encode
 WAITING, SIGNED, ANOTHER_HEAD, NOT_CONVENER, LAGGARD, MOVED, FOLLOWS = 0, 1, 2, 3, 4, 5, 6
 _PATIENCE = 3
 """Times that a Join is sent before the next convener's turn."""
-_RELAYS = 2
-"""Members of each cohort to whom a convener sends the roster."""
 _INDULGENCE = 8
 """Times that a convener is believed that it still waits for others; more in later attempts."""
 _EARLY_STRANGERS = MAX_MEMBERS
@@ -346,7 +344,7 @@ class Convening:
             envelope = self._seal(seating)
             self._seatings |= dict.fromkeys(members, envelope)
             own = self._identity.peer_id in members
-            to = members if own or len(seatings) == 1 else members[:_RELAYS]
+            to = members if own or len(seatings) == 1 else members[:RELAYS]
             actions += [Send(peer, envelope) for peer in to]
         return actions
 
@@ -354,7 +352,7 @@ class Convening:
         """What the first members of a cohort do with the seating that the convener sent them."""
         assert self.roster is not None
         peers, mine = self.roster.peers, self._identity.peer_id
-        if self.roster.alone or mine not in peers[:_RELAYS]:
+        if self.roster.alone or mine not in peers[:RELAYS]:
             return []
         envelope = self._seal(seating)
         return [Send(peer, envelope) for peer in peers if peer not in (mine, self.convener())]

@@ -9,15 +9,11 @@ from averaging.collecting import Failed
 from averaging.guard import Guard
 from averaging.inclusion import Results, Votes, check_included, check_inclusion, failed_result, inclusion_value
 from averaging.messages import Included, Inclusion, InclusionVote, Ping, Result
-from averaging.params import COORDINATORS, RunParams
+from averaging.params import COORDINATORS, RELAYS, RunParams
 from averaging.roster import CheckedRoster, ranking
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-
-_CLOSING = 0xFF
-RELAYS = 2
-"""Members of each cohort that get what everybody needs, and pass it on to the others."""
 
 
 class Coordinating:
@@ -92,7 +88,7 @@ class Coordinating:
             if not settled or self._waiting:
                 return []
             self._waiting = True  # all is there, but the coordinators before me come first
-            return [SetTimer(self._key("include", 1), place * self.params.deadlines.survivors)]
+            return [SetTimer(self._key("turn"), place * self.params.deadlines.survivors)]
         self._mine_proposed = True
         inclusion = self._choice(place)
         envelope = self._seal(inclusion)
@@ -210,7 +206,7 @@ class Coordinating:
         """Start the clock of the whole attempt."""
         limits, place = self.params.deadlines, max(0, self._place())
         due = limits.included(self.roster.largest)
-        closing = SetTimer(self._key("include", _CLOSING), due - limits.survivors)
+        closing = SetTimer(self._key("closing"), due - limits.survivors)
         return [closing, SetTimer(self._key("include"), due + place * limits.survivors)]
 
     def _coordinate_timeout(self, key: TimerKey) -> list[Action]:
@@ -222,12 +218,11 @@ class Coordinating:
                 return [*self._listen(), SetTimer(key, self.params.deadlines.survivors)]
             pause = self.params.deadlines.survivors * 2 ** min(turn + 1, 4)  # the slowest cohort may take long
             return [*self._tell(), SetTimer(self._key("result", min(turn + 1, 4)), pause)]
-        if turn == _CLOSING:
+        if name == "closing":
             self._closing = True
             return []
         self._due = True
-        if turn == 0:
-            self._late = True
+        self._late |= name == "include"
         return [*self._vote(), *self._propose(), *self._certify()]
 
     def _key(self, name: str, turn: int = 0) -> TimerKey:

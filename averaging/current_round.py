@@ -6,16 +6,15 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from averaging import aggregate as aggregates
-from averaging.across import Across
 from averaging.actions import Action, Note, Send, SetTimer, TimerKey
 from averaging.aggregate import Aggregate
 from averaging.agreement import Agreement, Timeouts
+from averaging.attempt import Attempt
 from averaging.attesting import Attestations
 from averaging.ballots import Ballot, Certificate, Decision, DecisionRequest, Gossip, Proposal
 from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain
 from averaging.cohort import Cohort
-from averaging.collecting import Failed
 from averaging.committee import audience
 from averaging.convening import FOLLOWS, MOVED, Convening
 from averaging.evidence import TWO_ROSTERS, WRONG_SUM, WRONG_TOTAL, Proof
@@ -59,8 +58,7 @@ class CurrentRound:
         self.committee = chain.committee()
         self.head = chain.head
         self.convening: Convening | None = None
-        self.cohort: Cohort | None = None
-        self.across: Across | None = None
+        self.attempt: Attempt | None = None
         self.aggregate: Aggregate | None = None
         self.outcome: tuple[Record, Certificate] | None = None
         self.nonce = b""
@@ -127,7 +125,12 @@ class CurrentRound:
     @property
     def engaged(self) -> bool:
         """Whether I am in a roster of this round."""
-        return self.cohort is not None
+        return self.attempt is not None
+
+    @property
+    def cohort(self) -> Cohort | None:
+        """Mine in the present attempt."""
+        return self.attempt.cohort if self.attempt is not None else None
 
     def receive(self, sender: PeerId, envelope: Envelope, message: object, frame: bytes) -> Sequence[ParticipantAction]:
         """A checked envelope of this round. Raises ProtocolError when its content is refused."""
@@ -143,24 +146,21 @@ class CurrentRound:
         if isinstance(message, Attest):
             self._witness.compare(sender, message, frame)
             self._attested.add(sender, message, envelope)
+            waits = self._awaits_attestations()
             agree = self._agree() if self._agreeing or (self._may_agree and self._attested.attested) else []
-            return self._track([*self._all_attested(), *agree])
+            return self._track([*([] if waits else self._begin_to_agree()), *agree])
         if isinstance(message, Join):
             return self._track(self.convening.receive_join(sender, envelope, message) if self.convening else [])
         if isinstance(message, Closed):
             closed = self.convening.receive_closed(sender, message) if self.convening else []
-            gone = self._on_moved(sender, message)
-            return self._track([*closed, *gone, *(self.advance() if self.across is not None else [])])
+            return self._track([*closed, *self._on_moved(sender, message), *self.advance()])
         if isinstance(message, Seating):
             return self._track(self._on_roster(message))
         sid = getattr(message, "sid", b"")
-        if self.across is not None and sid == self.across.sid:
-            self._witness.compare(sender, message, frame)
-            return self._track([*self.across.receive(sender, message, envelope), *self.advance()])
-        if self.cohort is None or sid != self.cohort.sid:
+        if self.attempt is None or not self.attempt.has(sid):
             self._keep_early(sender, message, frame)
             return self._show_seating(sender, message)
-        return self._track([*self.cohort.receive(sender, message, frame), *self.advance()])
+        return self._track([*self.attempt.receive(sender, envelope, message, frame), *self.advance()])
 
     def timeout(self, key: TimerKey) -> Sequence[ParticipantAction]:
         """A timer of this round fired."""
@@ -173,16 +173,12 @@ class CurrentRound:
         if name in ("join", "roster"):
             return self._track(self.convening.timeout(key) if self.convening else [])
         if name == "attests":
-            return self._track([] if self._agreeing or self._failed() else self._begin_to_agree())
+            return self._track(self._begin_to_agree())
         if name == "give-up":
             return self._track(self._give_up())
         if name == "fetch" and self._held is not None:
             return self._track(self._wait_for_sums())
-        if self.cohort is None:
-            return []
-        if self.across is not None and name in Across.TIMERS:
-            return self._track([*self.across.timeout(key), *self.advance()])
-        return self._track([*self.cohort.timeout(key), *self.advance()])
+        return self._track([*self.attempt.timeout(key), *self.advance()]) if self.attempt is not None else []
 
     def trained(self, tokens: int) -> Sequence[ParticipantAction]:
         """My update is ready."""
@@ -191,7 +187,8 @@ class CurrentRound:
 
     def applied(self, state_root: bytes, loss: float) -> Sequence[ParticipantAction]:
         """The next state's root is known: attest the record that follows from it."""
-        if self.aggregate is None or self._failed() is not None or self._computed is not None:
+        attempt = self.attempt
+        if self.aggregate is None or attempt is None or attempt.failed is not None or self._computed is not None:
             return []
         record = self._computed = aggregates.record_of(self.aggregate, self._chain.tip, state_root, loss)
         if self._held is not None:
@@ -202,11 +199,8 @@ class CurrentRound:
 
     def _attest(self) -> list[ParticipantAction]:
         """Say what I computed, once all sums behind it that are audited were found right."""
-        record, cohort = self._computed, self.cohort
-        if record is None or cohort is None or self._attested.mine is not None:
-            return []
-        # Among others, only audited cohorts have a result; there the totals are recounted, too.
-        if not (cohort if self.across is None else self.across).audited:
+        record, attempt = self._computed, self.attempt
+        if record is None or attempt is None or self._attested.mine is not None or not attempt.audited:
             return []
         self._attested.mine = record
         frame = encode(record)
@@ -215,31 +209,24 @@ class CurrentRound:
         self._attested.add(self._identity.peer_id, attest, envelope)
         mine = self._identity.peer_id
         sends = [Send(peer, envelope) for peer in self.committee if mine in self.committee and peer != mine]
-        commit = self.params.deadlines.commit
-        if self._awaits_attestations():
-            return [*sends, SetTimer(("attests", self.number, 0), commit)]
-        return [*sends, *self._begin_to_agree()]
+        timer = SetTimer(("attests", self.number, 0), self.params.deadlines.commit)
+        return [*sends, *([timer] if self._awaits_attestations() else self._begin_to_agree())]
 
     def _begin_to_agree(self) -> list[ParticipantAction]:
-        limits = self.params.deadlines
-        # Totals of other cohorts reach some members later than others by about the time that they take.
-        patience = 2 * limits.commit + (limits.sums if self.across is not None else 0)
+        """Once, when I have attested and wait for nobody else's attestation any more."""
+        attempt = self.attempt
+        if self._may_agree or attempt is None or attempt.failed is not None or self._attested.mine is None:
+            return []
         self._may_agree = True
         # Nothing can be decided before a quorum has computed it: no view begins, and nobody votes for nothing.
         agree = self._agree() if self._agreeing or self._attested.attested else []
-        return [SetTimer(("give-up", self.number, 0), patience), *agree]
-
-    def _all_attested(self) -> list[ParticipantAction]:
-        """What follows if nobody's attestation is waited for any more."""
-        ready = self._attested.mine is not None and not self._may_agree and not self._agreeing
-        return self._begin_to_agree() if ready and self._failed() is None and not self._awaits_attestations() else []
+        return [SetTimer(("give-up", self.number, 0), attempt.patience), *agree]
 
     def _awaits_attestations(self) -> bool:
-        """Across cohorts, whoever recounts totals attests last, and nobody knows who that is: so all are waited for."""
-        if self.across is None or self._identity.peer_id not in self.committee:
+        mine = self._identity.peer_id
+        if self.attempt is None or mine not in self.committee or self._agreeing:
             return False
-        present = self.across.roster.present.intersection(self.committee) - self._gone
-        return not present <= self._attested.by
+        return not self.attempt.recounters(self.committee) - self._gone <= self._attested.by
 
     def rejected(self) -> Sequence[ParticipantAction]:
         """The cohort's sums are not to be applied: nobody honest attests them, so the round will be void."""
@@ -251,10 +238,9 @@ class CurrentRound:
         actions: list[ParticipantAction] = []
         if self.convening is not None:
             actions += self.convening.suspect(peer)
-        if self.cohort is not None:
-            actions += self.cohort.suspect(peer)
-            actions += [*self.across.suspect(peer), *self._all_attested()] if self.across is not None else []
-            actions += self.advance()
+        if self.attempt is not None:
+            actions += self.attempt.suspect(peer)
+            actions += [*([] if self._awaits_attestations() else self._begin_to_agree()), *self.advance()]
         return self._track(actions)
 
     def lost_its_part(self, peer: PeerId, nonce: bytes) -> bool:
@@ -272,10 +258,8 @@ class CurrentRound:
         self._gone.discard(peer)
         if self.convening is not None:
             self.convening.trust(peer)
-        if self.cohort is not None:
-            self.cohort.trust(peer)
-        if self.across is not None:
-            self.across.trust(peer)
+        if self.attempt is not None:
+            self.attempt.trust(peer)
 
     def _keep_early(self, sender: PeerId, message: object, frame: bytes) -> None:
         """Shares may overtake the roster. Nothing else can: the next step needs the shares that I will deal."""
@@ -302,17 +286,15 @@ class CurrentRound:
         actions: list[ParticipantAction] = []
         if self.convening is not None:
             actions += self.convening.accuse(proof.accused)
-        cohort = self.cohort
+        attempt, cohort = self.attempt, self.cohort
         if proof.round == self.number and proof.kind in (WRONG_SUM, WRONG_TOTAL):
             self._attested.refuted.add(proof.sid)
-            if self.across is not None and self.across.names(proof.sid):
-                self._attested.refuted.add(self.across.sid)
-                actions += self.across.give_up(proof.text)
+            if attempt is not None:
+                self._attested.refuted |= {attempt.roster.round_sid} if attempt.rests_on(proof.sid) else set()
+                actions += attempt.refute(proof)
             actions += [*self.agreement.reconsider(), *self._after_agreement()]
-            if cohort is None:
+            if attempt is None:
                 actions += self._give_up()
-            elif cohort.sid == proof.sid:
-                actions += cohort.give_up(proof.text)
         elif cohort is not None and cohort.certified is None and proof.kind == TWO_ROSTERS:
             spoiled = convener(self._chain.beacon, self.committee, cohort.roster.attempt) == proof.accused
             actions += cohort.give_up(proof.text) if spoiled else []
@@ -327,80 +309,80 @@ class CurrentRound:
     # --- roster and cohort --------------------------------------------------------------------------------------
 
     def _on_roster(self, seating: Seating) -> Sequence[ParticipantAction]:
-        self._witness.compare_roster(seating, self.convening.attempt + 1 if self.convening else 0)
-        again = self.across is not None and self.convening is not None and self.convening.roster is None
-        if self.convening is None or self.aggregate is not None or (self.cohort is not None and not again):
+        convening = self.convening
+        self._witness.compare_roster(seating, convening.attempt + 1 if convening else 0)
+        seated = self.attempt is not None and convening is not None and convening.roster is not None
+        if convening is None or self.aggregate is not None or seated:
             return []
-        roster = self.convening.receive_roster(seating)
-        if roster is None or self.convening.secrets is None:
+        roster = convening.receive_roster(seating)
+        if roster is None or convening.secrets is None:
             return []
         if self.cohort is not None:
             self._witness.bury(self.cohort)
-        self.cohort = Cohort(self.params, self._identity, roster, self.convening.secrets, self._guard, self._urandom)
-        limits = self.params.deadlines
-        longest = limits.total(len(roster.peers)) if roster.alone else limits.across(roster.largest) + limits.commit
-        self._witness.watch(self.cohort, seating)
+        self.attempt = Attempt(
+            self.params,
+            self._identity,
+            roster,
+            convening.secrets,
+            seating,
+            self.committee,
+            self._guard,
+            self._witness,
+            self._chain.tip,
+            self._urandom,
+        )
         actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers)]
-        actions += [SetTimer(("give-up", self.number, 0), longest), *self.convening.pass_on(seating)]
-        self.across = None
-        if not roster.alone:
-            self.across = Across(
-                self.params,
-                self._identity,
-                roster,
-                self.committee,
-                self._guard,
-                self.cohort,
-                self._chain.tip,
-                self._urandom,
-            )
-            actions += self.across.start()
-        actions += self.cohort.start()
+        actions += [SetTimer(("give-up", self.number, 0), self.attempt.longest), *convening.pass_on(seating)]
+        actions += self.attempt.start()
         if self._tokens is not None:
-            actions += self.cohort.update_ready(self._tokens)
+            actions += self.attempt.cohort.update_ready(self._tokens)
+        actions += self._take_early(self.attempt.cohort)
+        for peer in sorted(self._gone):
+            actions += self.attempt.suspect(peer)
+        return [*actions, *self.advance()]
+
+    def _take_early(self, cohort: Cohort) -> list[ParticipantAction]:
+        actions: list[ParticipantAction] = []
         early, self._early = self._early, {}
         for sender, message, frame in [(peer, *kept) for peer, waiting in early.items() for kept in waiting]:
-            if message.sid == self.cohort.sid:
-                try:
-                    actions += self.cohort.receive(sender, message, frame)
-                except ProtocolError as error:
-                    actions.append(Note(str(error), sender))
-            else:
+            if message.sid != cohort.sid:
                 actions += self._show_seating(sender, message)
-        for peer in sorted(self._gone):
-            actions += self.cohort.suspect(peer)
-        return [*actions, *self.advance()]
+                continue
+            try:
+                actions += cohort.receive(sender, message, frame)
+            except ProtocolError as error:
+                actions.append(Note(str(error), sender))
+        return actions
 
     def _on_moved(self, sender: PeerId, message: Closed) -> Sequence[ParticipantAction]:
         """Whoever goes on to a later attempt has given up the one that I am in: nobody needs to wait for it there."""
         cohort = self.cohort
         if cohort is None or message.reason not in (MOVED, FOLLOWS) or message.attempt <= cohort.roster.attempt:
             return []
-        return [*cohort.left(sender), *self.advance()]
+        return cohort.left(sender)
 
     def advance(self) -> Sequence[ParticipantAction]:
-        """Take what follows from the cohort's progress: apply its sums, or try again, or give the round up."""
-        if self.cohort is None:
+        """Take what follows from the attempt's progress: apply its sums, or try again, or give the round up."""
+        attempt, convening = self.attempt, self.convening
+        if attempt is None:
             return []
-        across = list(self.across.advance()) if self.across is not None else []
-        if self.across is not None and self.convening and self.convening.deserted(self.across.roster.attempt):
-            across += self.across.abandon()
-        failed = self._failed()
+        deserted = convening is not None and convening.deserted(attempt.roster.attempt)
+        actions: list[ParticipantAction] = [*attempt.advance(deserted=deserted)]
+        failed = attempt.failed
         if failed is None:
-            return self._track([*across, *self._apply(), *self._attest(), *self._join_again()])
-        opened = failed.opened or self._guard.has_opened(self.params.run, self.number) is not None
-        opened |= self.across is not None and self.cohort.uploads
-        if opened or self.convening is None or self.convening.attempt + 1 >= self.params.attempts:
-            return self._track([*across, *([] if self._attested.given_up else self._give_up())])
-        missing = tuple(peer for peer in failed.laggards if peer in self.cohort.peers)
-        outside = [peer for peer in self.cohort.peers if peer not in self.committee]  # the committee hears of it anyway
-        joined_again = self.convening.roster is None
-        self._witness.bury(self.cohort)
-        self.cohort = self.across = None
-        if joined_again:
-            return self._track(across)
-        begin = self.convening.begin(self.convening.attempt + 1, self.params.weight_cap, missing, follows=False)
-        return self._track([*across, *begin, *self.convening.tell_where(outside)])
+            return self._track([*actions, *self._apply(), *self._attest(), *self._join_again()])
+        released = attempt.released or self._guard.has_opened(self.params.run, self.number) is not None
+        if released or convening is None or convening.attempt + 1 >= self.params.attempts:
+            return self._track([*actions, *([] if self._attested.given_up else self._give_up())])
+        peers = attempt.roster.peers
+        missing = tuple(peer for peer in failed.laggards if peer in peers)
+        outside = [peer for peer in peers if peer not in self.committee]  # the committee hears of it anyway
+        self._witness.bury(attempt.cohort)
+        self.attempt = None
+        if convening.roster is None:  # the next attempt has begun already
+            return self._track(actions)
+        begin = convening.begin(convening.attempt + 1, self.params.weight_cap, missing, follows=False)
+        return self._track([*actions, *begin, *convening.tell_where(outside)])
 
     def _join_again(self) -> Sequence[ParticipantAction]:
         """My cohort failed before anything was uploaded: I follow the others' totals. Should they fail, too, as when
@@ -414,20 +396,10 @@ class CurrentRound:
         missing = tuple(peer for peer in cohort.failed.laggards if peer in cohort.peers)
         return convening.begin(convening.attempt + 1, self.params.weight_cap, missing, follows=True)
 
-    def _failed(self) -> Failed | None:
-        """Why this attempt gives no sum. A cohort that fails among others is left out; the attempt goes on."""
-        if self.across is not None:
-            return self.across.failed
-        return self.cohort.failed if self.cohort is not None else None
-
     def _apply(self) -> list[ParticipantAction]:
-        cohort, across = self.cohort, self.across
-        if self.aggregate is not None or cohort is None:
+        if self.aggregate is not None or self.attempt is None:
             return []
-        if across is not None and across.complete:
-            self.aggregate = across.aggregate()
-        elif across is None and cohort.certified is not None and cohort.sums.complete:
-            self.aggregate = aggregates.of_cohort(cohort)
+        self.aggregate = self.attempt.aggregate()
         return [Apply(self.aggregate.sid)] if self.aggregate is not None else []
 
     def _after_recovery(self, actions: list[Action]) -> list[Action]:
@@ -447,7 +419,7 @@ class CurrentRound:
             if len(self._seen_agreeing) >= honest_witness(len(self.committee)) and not self._agreeing:
                 # Others are deciding without me: take part, and give up sooner if I am not aggregating myself.
                 actions += self._agree()
-                if self.cohort is None:
+                if self.attempt is None:
                     actions.append(SetTimer(("give-up", self.number, 0), 3 * self.params.deadlines.commit))
         return [*actions, *self._after_agreement()]
 
@@ -464,8 +436,8 @@ class CurrentRound:
         if self.agreement.decision is None or self.outcome is not None or self._held is not None:
             return []
         record, certificate = self.agreement.decision
-        cohort = self.cohort
-        sums_due = cohort is not None and cohort.roster.round_sid == record.sid and self._failed() is None
+        attempt = self.attempt
+        sums_due = attempt is not None and attempt.roster.round_sid == record.sid and attempt.failed is None
         if not record.void and self._computed is None and sums_due:
             # The others were faster, and my sums are on their way: cheaper than fetching the whole state.
             self._held = (record, certificate)
@@ -475,16 +447,16 @@ class CurrentRound:
 
     def _wait_for_sums(self) -> list[Action]:
         """While more of the sums arrive, wait on: on a slow line the whole state would take longer still."""
-        sums = self.across.totals if self.across is not None else self.cohort.sums if self.cohort is not None else None
-        missing, self._awaited = self._awaited, len(sums.missing) if sums is not None else 0
-        if self._failed() is not None or self._awaited >= missing:
+        attempt, missing = self.attempt, self._awaited
+        self._awaited = attempt.missing if attempt is not None else missing
+        if attempt is None or attempt.failed is not None or self._awaited >= missing:
             self.outcome = self._held
             return []
         return [SetTimer(("fetch", self.number, 0), self.params.deadlines.sums)]
 
     def followers(self, knockers: Collection[PeerId]) -> set[PeerId]:
         """Whom I tell the decision."""
-        everybody = self.cohort.roster.everybody if self.cohort is not None else ()
+        everybody = self.attempt.roster.everybody if self.attempt is not None else ()
         return audience(self._identity.peer_id, self.committee, everybody, knockers)
 
     def adoptable(self, record: Record) -> bool:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, TypeAlias, TypeVar
 
-import numpy as np
-
 from averaging import shamir
 from averaging.ballots import KIND_NAMES, Ballot, Proposal
 from averaging.bulk import MAX_CHUNK_BYTES, MAX_WIDE_BYTES
@@ -43,12 +41,13 @@ from averaging.messages import (
     Vote,
 )
 from averaging.params import MAX_COHORTS, MAX_MEMBERS, threshold
+from averaging.parts import open_part
 from averaging.record import RECORD_CAP, Record, void_record
-from averaging.reducing import mask_keys
+from averaging.reducing import add_masked, mask_keys
 from averaging.roster import CheckedRoster, read_roster, read_seating
 from averaging.shamir import SECRET_BYTES
 from averaging.survivors import SurvivorCertificate
-from averaging.wide import add_up, open_part
+from averaging.wide import add_up
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
@@ -72,7 +71,7 @@ Place: TypeAlias = tuple[bytes | int | str, ...]
 _Signed = TypeVar("_Signed", Manifest, Vote, SumHashes, Shares)
 
 
-@message(tag=0x2C, cap=(2 << 20) + 4096)
+@message(tag=0x2C, cap=(2 << 20) + 4096, framed=False)
 @dataclass(frozen=True, slots=True)
 class Contradiction:
     """Two messages of one peer of which at most one may exist; the one with the lesser body first."""
@@ -82,20 +81,20 @@ class Contradiction:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CohortIndex:
     """Which of a roster's cohorts: number `index` of `count`."""
 
     index: U16
     count: U16
 
 
-@message(tag=0x2D, cap=EVIDENCE_CAP)
+@message(tag=0x2D, cap=EVIDENCE_CAP, framed=False)
 @dataclass(frozen=True, slots=True)
 class WrongSum:
     """All that the sum of one chunk follows from, and the signed hash of another one."""
 
     seating: Seating
-    cohort: Part
+    cohort: CohortIndex
     votes: Annotated[tuple[Envelope, ...], Count(1, MAX_MEMBERS)]  # equal ones, as many as certify
     manifests: Annotated[tuple[Envelope, ...], Count(1, MAX_MEMBERS)]  # the survivors', in index order
     seeds: Annotated[tuple[Annotated[bytes, Length(SECRET_BYTES, SECRET_BYTES)], ...], Count(1, MAX_MEMBERS)]
@@ -112,19 +111,19 @@ class HeldShare:
     share: Annotated[bytes, Length(SHARE_BYTES, SHARE_BYTES)]
 
 
-@message(tag=0x2E, cap=1 << 20)
+@message(tag=0x2E, cap=1 << 20, framed=False)
 @dataclass(frozen=True, slots=True)
 class WrongSeed:
     """Shares that a dealer committed to, enough to open a seed, which is not the one that its Join names."""
 
     seating: Seating
-    cohort: Part
+    cohort: CohortIndex
     shares: Envelope  # the accused's Shares message, for its list of hashes
     seed: Annotated[U8, Range(0, 2)]
     held: Annotated[tuple[HeldShare, ...], Count(1, MAX_MEMBERS)]
 
 
-@message(tag=0x27, cap=EVIDENCE_CAP)
+@message(tag=0x27, cap=EVIDENCE_CAP, framed=False)
 @dataclass(frozen=True, slots=True)
 class WrongTotal:
     """The cohorts' sums of one chunk, each with its proof under the root that was included, and another total's hash.
@@ -306,9 +305,7 @@ def recompute(
     dtype = RING_DTYPES[ring_bits]
     if len({len(data) for data in inputs}) != 1 or len(inputs[0]) % dtype.itemsize:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, "masked inputs of different or odd lengths")
-    ring: RingArray = np.frombuffer(inputs[0], dtype).copy()
-    for data in inputs[1:]:
-        np.add(ring, np.frombuffer(data, dtype), out=ring)
+    ring = add_masked(inputs, dtype)
     unmask(chunk, ring, self_keys, dead)
     return ring
 

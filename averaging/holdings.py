@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from averaging.across import Across
 from averaging.aggregate import Aggregate
+from averaging.attempt import Attempt
 from averaging.bulk import BulkKind, Chunk
 from averaging.chain import Chain
 from averaging.cohort import Cohort
@@ -18,13 +19,15 @@ class Holdings:
     chain: Chain | None
     state_round: int | None
     current: CurrentRound | None
-    previous: Cohort | None
-    _previous_across: Across | None
+    previous: Attempt | None
+    """Of the round before: sums and totals of it can still be had."""
+
+    def _attempts(self) -> list[Attempt]:
+        return [a for a in (self.current.attempt if self.current else None, self.previous) if a is not None]
 
     def across(self, sid: bytes) -> Across | None:
         """The current or the previous round's summing across cohorts, by the round's sid."""
-        current = self.current.across if self.current else None
-        return next((a for a in (current, self._previous_across) if a is not None and a.sid == sid), None)
+        return next((a.across for a in self._attempts() if a.across is not None and a.across.sid == sid), None)
 
     def aggregate(self, sid: bytes) -> Aggregate | None:
         """What the current round came to, by its sid, once complete."""
@@ -45,8 +48,7 @@ class Holdings:
 
     def cohort(self, sid: bytes) -> Cohort | None:
         """The current or the previous round's cohort, by sid."""
-        current = self.current.cohort if self.current else None
-        return next((c for c in (current, self.previous) if c is not None and c.sid == sid), None)
+        return next((a.cohort for a in self._attempts() if a.cohort.sid == sid), None)
 
     @property
     def round(self) -> int:

@@ -17,6 +17,8 @@ MAX_PEERS = 4096
 
 COORDINATORS = 4
 """Peers that may propose which cohorts are in the sum, one after the other."""
+RELAYS = 2
+"""Members of each cohort that get what everybody needs, and pass it on to the others."""
 TOTAL_TURNS = 4
 """Peers that may add up a chunk across cohorts, one after the other."""
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from averaging.across import Across
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.attempt import Attempt
 from averaging.auditing import Audited
 from averaging.ballots import Ballot, Decision, DecisionRequest, Gossip, Proposal
 from averaging.branches import Branches, BranchRequest, fork_round, locator, newest_shared, still_held
@@ -81,10 +81,9 @@ class Participant(Holdings):
         self.docket = Docket(self.peer_id, params.run, params.layout.ring_bits, self._seal, evidence)
         self._nonce = urandom(32)
         self.current: CurrentRound | None = None
-        self.previous: Cohort | None = None
+        self.previous: Attempt | None = None
         self.capacity = DEFAULT_CAPACITY
         """What I declare of my connection, relative to the others'; 0 if nobody can dial me."""
-        self._previous_across: Across | None = None
 
     @property
     def peer_id(self) -> PeerId:
@@ -130,7 +129,8 @@ class Participant(Holdings):
     def receive_chunk(self, sender: PeerId, chunk: Chunk) -> list[ParticipantAction]:
         """A bulk frame. Raises ProtocolError when it is refused."""
         if chunk.kind in (BulkKind.PART, BulkKind.TOTAL):
-            across = self.current.across if self.current else None
+            attempt = self.current.attempt if self.current else None
+            across = attempt.across if attempt is not None else None
             if across is None or across.sid != chunk.sid:
                 raise ProtocolError(Refusal.STALE, "a chunk of an unknown round")
             return [*across.receive_chunk(sender, chunk), *self._advance()]
@@ -259,10 +259,8 @@ class Participant(Holdings):
         """Who still works on a decided round gets its outcome; sums of the last round can still be had."""
         assert self.chain is not None
         round_ = envelope.round
-        if isinstance(message, Missing) and self.previous is not None and message.sid == self.previous.sid:
-            return list(self.previous.receive(sender, message, frame))
-        if isinstance(message, Wanted) and (across := self.across(message.sid)) is not None:
-            return list(across.receive(sender, message, envelope))
+        if isinstance(message, Missing | Wanted) and self.previous is not None and self.previous.has(message.sid):
+            return list(self.previous.receive(sender, envelope, message, frame))
         if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest | Present | Recover) and round_ > 0:
             decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
             return [Send(sender, self._seal(decision, round_))] if decision else []
@@ -483,8 +481,7 @@ class Participant(Holdings):
     def _close(self) -> list[ParticipantAction]:
         assert self.current is not None
         timers = [CancelTimer(key) for key in self.current.timers]
-        if self.current.cohort is not None:
-            self.previous, self._previous_across = self.current.cohort, self.current.across
+        self.previous = self.current.attempt or self.previous
         self.current = None
         return list(timers)
 

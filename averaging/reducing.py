@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from averaging.dealing import Dealing, Seed
 from averaging.keys import mask_private_from_seed, pair_key, self_key
-from averaging.layout import Layout
+from averaging.layout import Layout, RingArray
 from averaging.masking import unmask
 from averaging.messages import Manifest
 from averaging.roster import CheckedRoster
@@ -102,15 +103,19 @@ class Inputs:
 
     def sum(self, chunk: int, survivors: tuple[int, ...]) -> npt.NDArray[np.unsignedinteger]:
         """Ring sum of the survivors' masked chunk. Raises KeyError when one is not here."""
-        dtype = self._layout.dtype(chunk)
-        total = np.frombuffer(self._data[survivors[0], chunk], dtype=dtype).copy()
-        for i in survivors[1:]:
-            np.add(total, np.frombuffer(self._data[i, chunk], dtype=dtype), out=total)
-        return total
+        return add_masked([self._data[i, chunk] for i in survivors], self._layout.dtype(chunk))
 
     def clear(self) -> None:
         """Free the memory once the round is over."""
         self._data.clear()
+
+
+def add_masked(inputs: Sequence[Part], dtype: np.dtype[Any]) -> RingArray:
+    """Ring sum of members' masked chunks, all of one length; a new array."""
+    total: RingArray = np.frombuffer(inputs[0], dtype).copy()
+    for data in inputs[1:]:
+        np.add(total, np.frombuffer(data, dtype), out=total)
+    return total
 
 
 def mask_keys(

@@ -17,27 +17,29 @@ from averaging import wide
 from averaging.aggregate import IntegerArray
 from averaging.layout import Layout
 from averaging.messages import TotalHash
+from averaging.parts import open_total
+from averaging.reducing import Duties
 from averaging.roster import CheckedRoster
 from dht import merkle
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 from dht.transport import Part
-from dht.wire import decode_as, encode
+from dht.wire import decode_as
 
 
 class Owners:
     """Who owns which chunk in which cohort, and who adds it up."""
 
     def __init__(self, layout: Layout, roster: CheckedRoster) -> None:
-        self._reducers = [roster.reducers(layout, k) for k in range(len(roster.cohorts))]
         self._peers = [roster.cohort(k) for k in range(len(roster.cohorts))]
+        self.duties = [Duties(roster.reducers(layout, k), len(peers), 0) for k, peers in enumerate(self._peers)]
         self.included: tuple[int, ...] = ()
         self._heads: dict[tuple[tuple[int, ...], int], tuple[PeerId, ...]] = {}
 
     def owner(self, cohort: int, chunk: int) -> PeerId:
         """The member of a cohort that owns a chunk."""
-        return self._peers[cohort][self._reducers[cohort][chunk]]
+        return self._peers[cohort][self.duties[cohort].reducers[chunk]]
 
     def everywhere(self, chunk: int) -> tuple[PeerId, ...]:
         """The owners of a chunk, by cohort."""
@@ -58,16 +60,7 @@ class Owners:
 
     def of(self, cohort: int, peer: PeerId) -> tuple[int, ...]:
         """The chunks that a peer owns in its cohort."""
-        if peer not in self._peers[cohort]:
-            return ()
-        member = self._peers[cohort].index(peer)
-        return tuple(c for c, reducer in enumerate(self._reducers[cohort]) if reducer == member)
-
-
-def make_total(signed: Envelope, words: Part) -> bytes:
-    """The payload of a TOTAL frame; `signed` is an envelope with a TotalHash."""
-    frame = encode(signed)
-    return b"".join((len(frame).to_bytes(2, "big"), frame, words))
+        return self.duties[cohort].of(self._peers[cohort].index(peer)) if peer in self._peers[cohort] else ()
 
 
 class Totals:
@@ -120,9 +113,7 @@ class Totals:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a total of chunk {chunk} by cohort {cohort}")
         if chunk in self._words or chunk in self.lost:
             return False
-        view = memoryview(payload)
-        size = int.from_bytes(view[:2], "big")
-        signed, words = decode_as(Envelope, bytes(view[2 : 2 + size])), view[2 + size :]
+        signed, words = open_total(payload)
         if len(words) != layout.words(chunk) * layout.wide_size(chunk):
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a total of chunk {chunk} with {len(words)} bytes")
         said = decode_as(TotalHash, signed.body)
@@ -145,8 +136,7 @@ class Totals:
 
     def said(self, chunk: int) -> tuple[bytes, Envelope]:
         """The hash of a total that is here, and the signed TotalHash that came with it."""
-        view = memoryview(self._frames[chunk][1])
-        return self._words[chunk][0], decode_as(Envelope, bytes(view[2 : 2 + int.from_bytes(view[:2], "big")]))
+        return self._words[chunk][0], open_total(self._frames[chunk][1])[0]
 
     def holds(self, chunk: int) -> bool:
         """Whether the total of a chunk is here."""

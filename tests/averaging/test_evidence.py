@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from averaging.ballots import PRECOMMIT, PREVOTE, Ballot, Proposal
 from averaging.dealing import Seed
-from averaging.evidence import WRONG_SEED, WRONG_SUM, Evidence, Part, claims, contradiction, name_of, verify
+from averaging.evidence import WRONG_SEED, WRONG_SUM, CohortIndex, Evidence, claims, contradiction, name_of, verify
 from averaging.messages import (
     Attest,
     AuditShares,
@@ -183,8 +183,8 @@ def altered(evidence: Any) -> dict[str, Any]:
         "votes for others": replace(evidence, votes=tuple(fewer)),
         "another chunk": replace(evidence, chunk=evidence.chunk + 1),
         "a chunk that does not exist": replace(evidence, chunk=10_000),
-        "another cohort": replace(evidence, cohort=Part(0, 2)),
-        "no cohort": replace(evidence, cohort=Part(1, 1)),
+        "another cohort": replace(evidence, cohort=CohortIndex(0, 2)),
+        "no cohort": replace(evidence, cohort=CohortIndex(1, 1)),
         "a roster without a Join": replace(
             evidence, seating=replace(evidence.seating, joins=evidence.seating.joins[1:])
         ),

@@ -206,7 +206,7 @@ def test_good_links_before_a_bad_one_are_taken_and_the_peer_goes_on(seen):
 def test_the_sums_of_the_last_round_can_still_be_had():
     seen = Seen("Seating")
     previous = seen.me.previous
-    message = seen.sign(Missing(previous.sid, (0,)), round_=previous.roster.round)
+    message = seen.sign(Missing(previous.cohort.sid, (0,)), round_=previous.roster.round)
     actions = seen.me.receive(seen.other.id, message)
     assert [type(action).__name__ for action in actions] == ["Send", "Transfer"]
 

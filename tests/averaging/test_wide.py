@@ -12,6 +12,7 @@ from averaging.encoding import Decoder
 from averaging.layout import BLOCK, RING_DTYPES, Layout
 from averaging.params import MAX_COHORTS
 from dht.errors import ProtocolError, Refusal
+from tests.averaging.words import wide_bytes
 
 BITS = sorted(RING_DTYPES)
 
@@ -20,17 +21,22 @@ def layout_of(bits: int) -> Layout:
     return Layout(BLOCK, bits, BLOCK)
 
 
-@given(st.sampled_from(BITS), st.integers(0, 2**32 - 1), st.booleans())
-def test_words_survive_the_wire(bits, seed, extreme):
-    layout = layout_of(bits)
-    top = 2 ** (bits + 7)
+def rings(bits: int, count: int, seed: int) -> list[np.ndarray]:
+    """So many cohorts' sums of a chunk, as signed integers that use the whole ring."""
+    top = 2 ** (bits - 1)
     source = np.random.default_rng(seed)
-    total = source.integers(-top, top, BLOCK).astype(wide.wide_dtype(layout, 0))
-    if extreme:
-        total[:2] = (-top, top - 1)
-    packed = wide.pack(layout, 0, total)
-    assert len(packed) == BLOCK * (bits // 8 + 1)
-    assert np.array_equal(wide.unpack(layout, 0, packed), total)
+    found = [source.integers(-top, top, BLOCK).astype(f"<i{bits // 8}") for _ in range(count)]
+    found[0][:2] = (-top, top - 1)
+    return found
+
+
+@given(st.sampled_from(BITS), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_totals_are_the_integers_sum_in_words_one_byte_wider(bits, count, seed):
+    sums = rings(bits, count, seed)
+    total = np.sum([ring.astype(np.int64) for ring in sums], axis=0)
+    packed = wide.add_up([ring.tobytes() for ring in sums], bits, counts=False)
+    assert bytes(packed) == wide_bytes(layout_of(bits), 0, total)
+    assert np.array_equal(wide.unpack(layout_of(bits), 0, packed), total)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -38,22 +44,17 @@ def test_the_most_cohorts_at_the_extremes_do_not_wrap(bits):
     layout = layout_of(bits)
     info = np.iinfo(f"<i{bits // 8}")
     for value in (info.min, info.max):
-        ring = np.full(BLOCK, value, f"<i{bits // 8}").view(RING_DTYPES[bits])
-        total = np.zeros(BLOCK, wide.wide_dtype(layout, 0))
-        for _ in range(MAX_COHORTS):
-            total += wide.lift(layout, 0, ring)
-        assert set(wide.unpack(layout, 0, wide.pack(layout, 0, total)).tolist()) == {MAX_COHORTS * int(value)}
+        ring = np.full(BLOCK, value, f"<i{bits // 8}").tobytes()
+        total = wide.unpack(layout, 0, wide.add_up([ring] * MAX_COHORTS, bits, counts=False))
+        assert set(total.tolist()) == {MAX_COHORTS * int(value)}
 
 
 def test_words_of_the_trailer_are_counts():
     layout = layout_of(16)
-    ring = np.full(8, 2**32 - 1, "<u4")
-    total = sum((wide.lift(layout, layout.trailer, ring) for _ in range(MAX_COHORTS)), np.zeros(8, np.int64))
-    assert set(total.tolist()) == {MAX_COHORTS * (2**32 - 1)}
-    # 4096 honest members stay below half of that, which is what signed words of five bytes hold.
-    assert np.array_equal(
-        wide.unpack(layout, layout.trailer, wide.pack(layout, layout.trailer, total // 2)), total // 2
-    )
+    ring = np.full(8, 2**32 - 1, "<u4").tobytes()
+    # 4096 honest members stay below half of what 256 full words come to, which is what signed words of five bytes hold.
+    total = wide.unpack(layout, layout.trailer, wide.add_up([ring] * (MAX_COHORTS // 2), 32, counts=True))
+    assert set(total.tolist()) == {MAX_COHORTS // 2 * (2**32 - 1)}
 
 
 @pytest.mark.parametrize("size", [0, BLOCK * 3 - 1, BLOCK * 3 + 3])
@@ -66,15 +67,12 @@ def test_another_length_is_refused(size):
 @pytest.mark.parametrize("bits", BITS)
 def test_the_same_integers_decode_to_the_same_bytes(bits):
     layout = layout_of(bits)
-    scales = np.full(1, 0.25, np.float32)
-    decoder = Decoder(layout, 8, scales, bytes(32))
-    source = np.random.default_rng(7)
-    top = 2 ** (bits - 1)
-    ring = source.integers(-top, top, BLOCK).astype(f"<i{bits // 8}").view(RING_DTYPES[bits])
-    lifted = wide.lift(layout, 0, ring)
-    assert decoder.decode_chunk(0, ring, 3.5).tobytes() == decoder.decode_chunk(0, lifted, 3.5).tobytes()
+    decoder = Decoder(layout, 8, np.full(1, 0.25, np.float32), bytes(32))
+    (signed,) = rings(bits, 1, 7)
+    ring, total = signed.view(RING_DTYPES[bits]), signed.astype(wide.wide_dtype(layout, 0))
+    assert decoder.decode_chunk(0, ring, 3.5).tobytes() == decoder.decode_chunk(0, total, 3.5).tobytes()
     close = 2.0**-12 if bits == 32 else 2.0**-6  # what the wider shift drops
-    np.testing.assert_allclose(decoder.block_energies(lifted), decoder.block_energies(ring), rtol=close)
+    np.testing.assert_allclose(decoder.block_energies(total), decoder.block_energies(ring), rtol=close)
 
 
 @pytest.mark.parametrize("bits", BITS)

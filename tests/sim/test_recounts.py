@@ -12,10 +12,11 @@ import pytest
 
 from averaging.across import Across
 from averaging.evidence import WRONG_TOTAL, WrongTotal, verify
-from averaging.wide import pack, unpack
+from averaging.wide import unpack
 from dht.errors import ProtocolError
 from dht.identity import PeerId
 from dht.wire import decode, encode
+from tests.averaging.words import wide_bytes
 from tests.sim.faults import memoised
 from tests.sim.swarm import Peer, Swarm
 
@@ -38,7 +39,8 @@ class Liar:
         if name != "add-up" or self.lied or peer.participant is None or peer.participant.current is None:
             return
         self.peer = self.peer or peer.id
-        across = peer.participant.current.across
+        attempt = peer.participant.current.attempt
+        across = attempt.across if attempt is not None else None
         if peer.id == self.peer and across is not None:
             self.round = across.roster.round
             across.add_up = MethodType(self._wrongly, across)  # type: ignore[method-assign]
@@ -49,7 +51,7 @@ class Liar:
         if not self.lied:
             words[3] += 1
             self.lied += 1
-        packed = pack(layout, chunk, words)
+        packed = wide_bytes(layout, chunk, words)
         across._added[chunk] = sha256(packed).digest(), packed
 
 
