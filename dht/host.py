@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dht.addresses import AddressError, parse, require_free
 from dht.clock import Clock, SystemClock
 from dht.counters import Counters
-from dht.dial import BACKOFF, DIAL_TIMEOUT, Dial, Verdict, dial
+from dht.dial import BACKOFF, DIAL_TIMEOUT, Dial, Verdict, dial, listens
 from dht.direct import AVOID_SECONDS, TICKET_BYTES, DirectAsk, DirectOffer
 from dht.direct import dial as dial_direct
 from dht.direct_listener import DirectListener, listen_hosts
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CONTROL, BULK, REQUEST, DIRECT = (f"/murmuration/1/{name}" for name in ("control", "bulk", "request", "direct"))
 OPEN_TIMEOUT = 10.0
+_BACKOFF_PAUSE = 0.5
 MAX_STREAMS, MAX_ALL_STREAMS = 64, 1024
 _FEW = 8
 """Streams of one peer that are not many; honest peers have three, and two requests."""
@@ -269,14 +270,28 @@ class Host:
     async def _open(self, to: PeerId, protocol: str, timeout: float) -> socket.socket:
         try:
             async with asyncio.timeout(timeout):
-                if known := self._known.get(to):
+                while True:
                     try:
-                        await self._daemon.dial(to, known)
+                        return await self._try_open(to, protocol)
                     except UnreachableError as error:
-                        _log.debug("%s is not where it was: %s", to.short, error.message)
-                return await self._daemon.open_stream(to, protocol)
+                        if BACKOFF not in error.message or not await self._listens(to):
+                            raise
+                    # p2pd will not dial for some seconds after a failure, as when both ends dialled in one instant.
+                    await asyncio.sleep(_BACKOFF_PAUSE)
         except TimeoutError:
             raise UnreachableError(f"{to.short} did not answer within {timeout:g} s") from None
+
+    async def _try_open(self, to: PeerId, protocol: str) -> socket.socket:
+        if known := self._known.get(to):
+            try:
+                await self._daemon.dial(to, known)
+            except UnreachableError as error:
+                _log.debug("%s is not where it was: %s", to.short, error.message)
+        return await self._daemon.open_stream(to, protocol)
+
+    async def _listens(self, to: PeerId) -> bool:
+        """Whether anybody is at a place where `to` was: who is gone shall be known to be at once."""
+        return any(await asyncio.gather(*(listens(address) for address in self._known.get(to, ()))))
 
     def _forget(self, to: PeerId, protocol: str) -> None:
         lane = self._lanes.get((to, protocol))

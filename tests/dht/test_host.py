@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dht.dial import Verdict
+from dht.dial import BACKOFF, Verdict
 from dht.errors import ConfigError, IdentityError, ProtocolError, Refusal, UnreachableError
 from dht.frames import BULK_CAP, Kind
 from dht.host import BULK, CONTROL, Host, Relay
@@ -179,6 +179,25 @@ async def test_peers_that_never_dialled_each_other_meet_through_a_third(start_ho
     left.learn(right.peer_id, [*right.addresses(), "nonsense", middle.addresses()[0]])
     await left.send(right.peer_id, [TAG, b"hello"], bulk=True)
     assert got == [TAG + b"hello"]
+
+
+@both_lanes
+async def test_a_failed_dial_does_not_keep_a_peer_away_for_long(
+    start_host: StartHost, tmp_path: Path, direct: bool
+) -> None:
+    left = await start_host("left", direct=direct)
+    port, peer = free_port(), Identity.load_or_create(tmp_path / "right.key").peer_id
+    address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer}"
+    left.learn(peer, [address])
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
+        assert (await left.dial(address)).verdict is Verdict.UNREACHABLE
+    with pytest.raises(UnreachableError, match=BACKOFF):
+        await left.send(peer, [TAG, b"nobody there"], bulk=True)  # at once, since nobody listens there
+    right = await start_host("right", listen=(address.rsplit("/p2p/", 1)[0],))
+    got: list[bytes] = []
+    right.serve(lambda peer, frame: got.append(bytes(frame)), echo)
+    await left.send(peer, [TAG, b"there you are"], bulk=True)
+    assert got == [TAG + b"there you are"]
 
 
 @both_lanes
