@@ -19,7 +19,7 @@ from averaging.bulk import BulkKind, Chunk
 from averaging.checking import Checking
 from averaging.dealing import MisdealtError, Seed
 from averaging.layout import RingArray
-from averaging.messages import Manifest, Missing, Ready, Receipt, SumHashes, Unmask
+from averaging.messages import Manifest, Missing, Ping, Ready, Receipt, SumHashes, Unmask
 from averaging.params import tolerated
 from averaging.plausible import ImplausibleSumError, check_range, check_totals
 from averaging.reducing import Opening
@@ -70,7 +70,8 @@ class Cohort(Checking):
         for chunk in self.inputs.owed(self.me):
             self.inputs.add(self.me, chunk, self._masked[chunk][0])
         assert self.tokens is not None
-        return self._broadcast(Manifest(self.sid, self.tokens, hashes)) + self._advance()
+        watch = SetTimer(self._key("present"), self.params.deadlines.survivors)
+        return [watch, *self._broadcast(Manifest(self.sid, self.tokens, hashes)), *self._advance()]
 
     def reduce(self, chunk: int) -> None:
         """Sum the survivors' masked chunk and take the masks off. Any thread."""
@@ -121,10 +122,27 @@ class Cohort(Checking):
         # Once it said that it holds all shares, its part in this step is done.
         if "shares" not in self._done and (member in self._dealing.missing or member not in self._ready):
             return self._fail(f"{peer.short} is gone before everybody held shares")
-        actions = self._advance()
+        actions = [*self._doubt(), *self._advance()]
         if self.certified and self.failed is None and not self.finished:
             actions += self._stand_in((member,)) + self._ask_for_hashes() + self._advance()
         return actions
+
+    def _doubt(self) -> list[CohortAction]:
+        """Fewer than t can be reached, so nothing comes of this sid unless somebody is heard again soon."""
+        doubtful = self.certified is None and self.failed is None and self._few
+        return [SetTimer(self._key("few"), self.params.deadlines.survivors)] if doubtful else []
+
+    def _look_round(self, key: TimerKey) -> list[CohortAction]:
+        """See whether those I wait for are still there: whoever has nothing to send them would not notice."""
+        if self.finished:
+            return []
+        ping = self._seal(Ping(0))
+        there = [peer for i, peer in enumerate(self.peers) if i != self.me and i not in self._suspects | self._left]
+        return [SetTimer(key, self.params.deadlines.survivors), *[Send(peer, ping) for peer in there]]
+
+    @property
+    def _few(self) -> bool:
+        return len(self.peers) - len(self._suspects | self._left) < self.threshold
 
     def _ask_for_hashes(self) -> list[CohortAction]:
         """With several cohorts sums stay with their reducers, but others may have seen what a dead one signed."""
@@ -210,6 +228,10 @@ class Cohort(Checking):
         name, turn = key[0], key[2] & 0xFF
         if name == "shares" and "shares" not in self._done:
             return self._fail("not everybody held everybody's shares in time")
+        if name == "present":
+            return self._look_round(key)
+        if name == "few" and self.certified is None and self._few:
+            return self._fail("too few members can be reached")
         if name == "upload" and self.certified is None:
             self._done.add("upload-over")
             return [*self._advance(), *self._start_turns()]

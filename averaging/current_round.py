@@ -331,14 +331,13 @@ class CurrentRound:
             self._chain.tip,
             self._urandom,
         )
+        self._gone -= roster.present  # whoever joined is back, even if I could not reach it earlier
         actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers)]
         actions += [SetTimer(("give-up", self.number, 0), self.attempt.longest), *convening.pass_on(seating)]
         actions += self.attempt.start()
         if self._tokens is not None:
             actions += self.attempt.cohort.update_ready(self._tokens)
         actions += self._take_early(self.attempt.cohort)
-        for peer in sorted(self._gone):
-            actions += self.attempt.suspect(peer)
         return [*actions, *self.advance()]
 
     def _take_early(self, cohort: Cohort) -> list[ParticipantAction]:
