@@ -100,6 +100,8 @@ class Across(Coordinating):
                 actions = [*self.on_vote(sender, message, envelope)]
             case Included():
                 actions = [*self.on_included(sender, message)]
+            case Ping():
+                actions = []  # I am here
             case Wanted():
                 actions = self._on_wanted(sender, message)
             case _:
@@ -318,9 +320,15 @@ class Across(Coordinating):
         for c in self.totals.missing:
             source = self._source(c)
             awaited.add(source if source != self.me else self._head(c))
-        ping = self._seal(Ping(self._turn))
+        ping = self._seal(Ping(self._turn, self.sid))
         again = SetTimer(key, self.params.deadlines.survivors)
-        return [again, *[Send(peer, ping) for peer in sorted(awaited - {self.me} - self._suspects)]]
+        awaited -= {self.me} | self._suspects
+        self._pinged |= awaited
+        return [again, *[Send(peer, ping) for peer in sorted(awaited)]]
+
+    def asked(self, peer: PeerId) -> bool:
+        """Whether I asked this peer for its part in this roster, so that it knocks because it has none."""
+        return peer in self._wanted or peer in self._pinged
 
     def _ask(self, chunks: Iterable[int]) -> list[CohortAction]:
         """Ask for totals; who has not got one yet sends it when it has.

@@ -48,6 +48,7 @@ class Attempt:
         self.cohort = Cohort(params, identity, roster, secrets, guard, urandom)
         witness.watch(self.cohort, seating)
         self.across: Across | None = None
+        self._lost: set[PeerId] = set()
         if not roster.alone:
             self.across = Across(params, identity, roster, committee, guard, self.cohort, tip, urandom)
 
@@ -80,12 +81,25 @@ class Attempt:
             return []
         return [*self.across.advance(), *(self.across.abandon() if deserted else [])]
 
-    def suspect(self, peer: PeerId) -> list[CohortAction]:
-        """A peer cannot be reached."""
+    def suspect(self, peer: PeerId, *, lost: bool = False) -> list[CohortAction]:
+        """A peer cannot be reached. `lost`: whatever is heard of it, it has no part in this any more."""
+        if lost:
+            self._lost.add(peer)
         return [*self.cohort.suspect(peer), *(self.across.suspect(peer) if self.across is not None else [])]
+
+    def lost_by(self, peer: PeerId, nonce: bytes) -> bool:
+        """Whether a Knock with this nonce shows that a member restarted.
+
+        Of my cohort's members I know the nonce of the Join; of others' only that they knock instead of answering.
+        """
+        if peer in self.cohort.peers:
+            return self.roster.members[self.cohort.peers.index(peer)].join.nonce != nonce
+        return self.across is not None and self.across.asked(peer)
 
     def trust(self, peer: PeerId) -> None:
         """The peer was heard again."""
+        if peer in self._lost:
+            return
         self.cohort.trust(peer)
         if self.across is not None:
             self.across.trust(peer)

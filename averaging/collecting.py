@@ -20,6 +20,7 @@ from averaging.messages import (
     AuditShares,
     Manifest,
     Missing,
+    Ping,
     Ready,
     Receipt,
     Seating,
@@ -116,10 +117,6 @@ class Collecting:
         value = digest("alone") if self.roster.alone else self.sid
         self._guard.ballot(self.params.run, self.roster.round, 0, "upload", value)
 
-    def is_ready(self, peer: PeerId) -> bool:
-        """Whether a member said that it holds everybody's shares."""
-        return peer in self.peers and self.peers.index(peer) in self._ready
-
     def _collect_chunk(self, member: int, chunk: Chunk) -> None:
         """Keep a bulk chunk that a member sent. Raises ProtocolError."""
         if chunk.kind is BulkKind.SUM:
@@ -176,7 +173,7 @@ class Collecting:
             self._audit.add(sender, message)
         elif isinstance(message, Audited):
             self.checks.heard(sender, message)
-        elif not isinstance(message, Missing | Unshown):
+        elif not isinstance(message, Missing | Unshown | Ping):
             raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} in a cohort")
 
     def _take_late(self, member: int, chunk: Chunk) -> None:

@@ -38,7 +38,10 @@ class Coordinating:
         self._result: Envelope | None = None
         self._voted: bytes | None = None
         self._suspects: set[PeerId] = set()
-        self._late = self._due = self._mine_proposed = self._waiting = self._closing = self._insists = False
+        self._pinged: set[PeerId] = set()
+        self._late = self._told = self._due = self._mine_proposed = self._waiting = self._closing = self._insists = (
+            False
+        )
         self._message: Included | None = None
         self.results: tuple[Result, ...] | None = None
         """The included cohorts' results, once a quorum's votes for them are here."""
@@ -72,8 +75,10 @@ class Coordinating:
 
     def _listen(self) -> list[Action]:
         """Whoever is silent while others of its cohort speak may be gone: see whether it is there."""
-        ping = self._seal(Ping(0))
-        return [*self._tell(), *[Send(peer, ping) for peer in self._collected.silent() if peer != self.me]]
+        ping = self._seal(Ping(0, self.sid))
+        silent = set(self._collected.silent()) - {self.me}
+        self._pinged |= silent
+        return [*self._tell(), *[Send(peer, ping) for peer in sorted(silent)]]
 
     def _place(self) -> int:
         return self.coordinators.index(self.me) if self.me in self.coordinators else -1
@@ -141,15 +146,15 @@ class Coordinating:
         return []
 
     def _fair(self, value: bytes) -> bool:
-        """Whether an inclusion has my cohort in it, if that came to a sum in good time; or time is over, and a second
-        coordinator says the same.
+        """Whether an inclusion has my cohort in it, if that came to a sum in good time; or all coordinators should know
+        of its result, and a second one says the same: too few of its members may have lived to sign it.
         """
         if self._result is not None and self._result.body in self._votes.known[value].results:
             return True
         if self._result is not None and not self._insists:
             return True
         agreed = sum(proposed == value for proposed in self._proposed.values())
-        return self._late and (agreed > 1 or self._result is None)
+        return (self._told and agreed > 1) or (self._late and self._result is None)
 
     def _cast(self, to: tuple[PeerId, ...]) -> list[Action]:
         assert self._voted is not None
@@ -214,6 +219,7 @@ class Coordinating:
         if self._message is not None:
             return []
         if name == "result":
+            self._told = True
             if self._place() >= 0:
                 return [*self._listen(), SetTimer(key, self.params.deadlines.survivors)]
             pause = self.params.deadlines.survivors * 2 ** min(turn + 1, 4)  # the slowest cohort may take long

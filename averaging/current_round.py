@@ -19,7 +19,7 @@ from averaging.committee import audience
 from averaging.convening import FOLLOWS, MOVED, Convening
 from averaging.evidence import TWO_ROSTERS, WRONG_SUM, WRONG_TOTAL, Proof
 from averaging.guard import Guard
-from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Seating, Shares
+from averaging.messages import ATTESTED_CAP, Attest, Closed, Join, Knock, Ping, Seating, Shares, Wanted
 from averaging.params import MAX_MEMBERS, RunParams, honest_witness
 from averaging.record import Record
 from averaging.recovery import Present, Recover, Recovery
@@ -158,6 +158,9 @@ class CurrentRound:
             return self._track(self._on_roster(message))
         sid = getattr(message, "sid", b"")
         if self.attempt is None or not self.attempt.has(sid):
+            if isinstance(message, Ping | Wanted):
+                knock = Knock(self.number, self._chain.beacon, self.nonce)
+                return [Send(sender, seal(self._identity, self.params.run, self.number, knock))]
             self._keep_early(sender, message, frame)
             return self._show_seating(sender, message)
         return self._track([*self.attempt.receive(sender, envelope, message, frame), *self.advance()])
@@ -232,26 +235,23 @@ class CurrentRound:
         """The cohort's sums are not to be applied: nobody honest attests them, so the round will be void."""
         return self._track(self._give_up())
 
-    def suspect(self, peer: PeerId) -> Sequence[ParticipantAction]:
-        """A peer cannot be reached."""
+    def suspect(self, peer: PeerId, *, lost: bool = False) -> Sequence[ParticipantAction]:
+        """A peer cannot be reached, or `lost` its part in the present attempt, however well it is now."""
         self._gone.add(peer)
         actions: list[ParticipantAction] = []
         if self.convening is not None:
             actions += self.convening.suspect(peer)
         if self.attempt is not None:
-            actions += self.attempt.suspect(peer)
+            actions += self.attempt.suspect(peer, lost=lost)
             actions += [*([] if self._awaits_attestations() else self._begin_to_agree()), *self.advance()]
         return self._track(actions)
 
     def lost_its_part(self, peer: PeerId, nonce: bytes) -> bool:
-        """Whether a peer that knocks was ready in my cohort and restarted: its masks went with its memory.
+        """Whether a peer that knocks restarted after it had joined my attempt: its masks went with its memory.
 
         A Knock from before it was in the cohort may arrive late; it has the nonce of its Join.
         """
-        cohort = self.cohort
-        if cohort is None or not cohort.is_ready(peer):
-            return False
-        return cohort.roster.members[cohort.peers.index(peer)].join.nonce != nonce
+        return self.attempt is not None and self.attempt.lost_by(peer, nonce)
 
     def trust(self, peer: PeerId) -> None:
         """A peer was heard."""

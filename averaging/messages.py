@@ -203,12 +203,15 @@ class Attest:
     record: Annotated[bytes, Length(0, ATTESTED_CAP)]
 
 
-@message(tag=0x1F, cap=64)
+@message(tag=0x1F, cap=128)
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? The transport's acknowledgement is the answer."""
+    """Are you there? The transport's acknowledgement is the answer. `sid`, if not zero: and in this attempt of this
+    round? Who is not knocks, so that a restart is noticed.
+    """
 
     nonce: U64
+    sid: Bytes32 = bytes(32)
 
 
 RESULT_CAP = 768

@@ -230,7 +230,7 @@ class Participant(Holdings):
 
     def _handle(self, sender: PeerId, envelope: Envelope, frame: bytes) -> list[ParticipantAction]:
         message = envelope.message()
-        if isinstance(message, Ping):
+        if isinstance(message, Ping) and message.sid == bytes(32):
             return []
         if isinstance(message, Knock):
             return self._on_knock(sender, message)
@@ -261,7 +261,10 @@ class Participant(Holdings):
         round_ = envelope.round
         if isinstance(message, Missing | Wanted) and self.previous is not None and self.previous.has(message.sid):
             return list(self.previous.receive(sender, envelope, message, frame))
-        if isinstance(message, Join | Ballot | Proposal | Gossip | DecisionRequest | Present | Recover) and round_ > 0:
+        if (
+            isinstance(message, Join | Ping | Ballot | Proposal | Gossip | DecisionRequest | Present | Recover)
+            and round_ > 0
+        ):
             decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
             return [Send(sender, self._seal(decision, round_))] if decision else []
         if isinstance(message, Decision | Audited | Attest):  # the last ones often come when all is decided
@@ -281,7 +284,7 @@ class Participant(Holdings):
                 self.current.convening.newcomers.add(sender)
         actions: list[ParticipantAction] = []
         if self.current is not None and self.current.lost_its_part(sender, message.nonce):
-            actions += [*self.current.suspect(sender), *self._after()]
+            actions += [*self.current.suspect(sender, lost=True), *self._after()]
         if self._branches.foreign(self.chain, message):
             actions += [Send(sender, self._seal(locator(self.chain)))] if self._courtesy.allows(sender) else []
         elif message.known < self.round:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from averaging.bulk import BulkKind, Chunk
-from averaging.messages import Join, Manifest, Receipt, Shares, SumHashes, Unmask, Vote
+from averaging.messages import Join, Manifest, Receipt, Shares, SumHashes, Survivors, Unmask, Vote
 from averaging.survivors import bitmap, bits
 from averaging.work import ParticipantAction
 from dht.envelope import Envelope
@@ -136,7 +136,7 @@ def test_numbers_out_of_range_and_inflated_weights_are_refused(cls: type, change
 
 
 class Late(Plot):
-    """Keeps one chunk back until somebody has voted, then sends it, once before and once after the certificate."""
+    """Keeps one chunk back until survivors are proposed, then sends it, once before and once after the certificate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Late(Plot):
 
     def hear(self, evil: EvilPeer, sender: PeerId, envelope: Envelope) -> Iterable[ParticipantAction]:
         message = envelope.message()
-        if isinstance(message, Vote | SumHashes) and self.told[type(message).__name__] == 0:
+        if isinstance(message, Survivors | SumHashes) and self.told[type(message).__name__] == 0:
             self.told[type(message).__name__] += 1
             for to, chunk in self.kept:
                 frame = b"".join(bytes(part) for part in chunk.parts())
@@ -163,7 +163,7 @@ def test_a_chunk_after_the_receipt_is_stale() -> None:
     liar = arena.order[3]
     plot = arena.corrupt(Late(), liar)
     arena.goes_on(1)
-    assert plot.told == {"Vote": 1, "SumHashes": 1}
+    assert plot.told == {"Survivors": 1, "SumHashes": 1}
     assert members_of(arena, 2) == set(arena.honest)
     late = [refused for refused in arena.refused if refused.sender == liar and "chunk" in refused.text]
     assert [refused.refusal for refused in late] == [Refusal.STALE]
