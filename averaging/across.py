@@ -141,7 +141,7 @@ class Across(Coordinating):
             self._collected.gone(peer)
         if self.failed is not None or self.complete:
             return []
-        actions: list[CohortAction] = [*self._propose(), *self._after_inclusion()]
+        actions: list[CohortAction] = [*self._propose(), *self._after_inclusion(), *self._replace(peer)]
         if self.owners.included:
             lost = [c for c in self.totals.missing if self.owners.owner(self._index, c) == peer]
             actions += [*self._ask(lost), *self._complain({peer})]
@@ -259,6 +259,19 @@ class Across(Coordinating):
         heads, skipped = self.owners.heads(chunk), self._turn // 2  # it may only lack a part whose owner is gone
         able = (head for head in heads if head not in self._suspects)
         return next(islice(able, skipped, None), heads[skipped % len(heads)])
+
+    def _replace(self, peer: PeerId) -> list[CohortAction]:
+        """A reducer of my cohort died after it had signed its sums. If I would inherit them but hold no copy, I make
+        them anew, while the other cohorts are not ready yet.
+        """
+        cohort = self.cohort
+        if peer not in cohort.peers or not cohort.finished or self.results is not None:
+            return []
+        chunks = self.owners.of(self._index, peer)
+        if cohort.heir(peer) != self.me or all(cohort.sums.provable(c) for c in chunks):
+            return []
+        ask = [action for mate in cohort.peers if mate != self.me for action in self._want(mate, (), chunks)]
+        return [*cohort.replace_reducer(peer), *ask]
 
     def _inherited(self) -> list[int]:
         """Sums of owners that are gone, of which I keep a copy."""
@@ -382,9 +395,10 @@ class Across(Coordinating):
         for c in set(chunks) - set(have):
             self._wanting[c].add(sender)
         actions: list[CohortAction] = [Transfer(self.sid, BulkKind.TOTAL, have, (sender,))] if have else []
-        if self._index not in self.owners.included:
+        if self.results is not None and self._index not in self.owners.included:
             return actions
-        parts = [c for c in message.parts if c < every and sender in self.owners.heads(c)]
+        heirs = {c: self.cohort.heir(self.owners.owner(self._index, c)) for c in message.parts if c < every}
+        parts = [c for c, heir in heirs.items() if sender == heir or sender in self.owners.heads(c)]
         made = {*self.cohort.sums.authored(self.cohort.me), *self._inherited()}
         mine = tuple(c for c in parts if c in made)
         actions += [Transfer(self.sid, BulkKind.PART, mine, (sender,))] if mine else []

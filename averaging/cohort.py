@@ -134,7 +134,7 @@ class Cohort(StandingIn):
 
     def _look_round(self, key: TimerKey) -> list[CohortAction]:
         """See whether those I wait for are still there: whoever has nothing to send them would not notice."""
-        if self.finished:
+        if self.finished and self.roster.alone:  # among others, until their sums are added up
             return []
         ping = self._seal(Ping(0, self.sid))
         there = [peer for i, peer in enumerate(self.peers) if i != self.me and i not in self._suspects | self._left]
@@ -318,7 +318,9 @@ class Cohort(StandingIn):
         complete = {
             i for i, (manifest, _) in self.r3.manifests.items() if self.inputs.holds(i, self.inputs.owed(i), manifest)
         }
-        waited = complete | self._suspects >= set(range(len(self.peers))) or "upload-over" in self._done
+        # A receipt is final: with too few in it nothing could come of this sid, even if the others are back soon.
+        all_here = complete | self._suspects >= set(range(len(self.peers))) and not self._few
+        waited = all_here or "upload-over" in self._done
         if not self._once("receipt", "shares" in self._done and waited):
             return []
         return self._broadcast(self.r3.receipt(complete))

@@ -39,6 +39,14 @@ class StandingIn(Checking):
         self._suspects.add(member)
         return self._stand_in((member,)) + self._advance()
 
+    def heir(self, peer: PeerId) -> PeerId | None:
+        """Who makes a certified reducer's sums anew when it is gone, as far as I know who is there."""
+        if self.certified is None or peer not in self.peers:
+            return None
+        member = self.peers.index(peer)
+        chosen = self.duties.stand_in(member, self.certified.reducers, self._suspects | {member}, 0)
+        return None if chosen is None else self.peers[chosen]
+
     def _ask_for_hashes(self) -> list[CohortAction]:
         """With several cohorts sums stay with their reducers, but others may have seen what a dead one signed."""
         unbound = () if self.roster.alone else self.sums.unbound

@@ -143,6 +143,10 @@ class CohortNet:
         for i, node in enumerate(self.nodes):
             self.act(i, node.cohort.start())
             self.at(self.random.uniform(0, 1), lambda i=i: self.call(i, lambda c: c.update_ready(100 + i)))
+        return self.run_on(limit)
+
+    def run_on(self, limit: float = 120.0) -> CohortNet:
+        """Go on until nothing is left to do, or `limit` seconds from the start."""
         while self._queue and self._queue[0][0] < limit:
             self.now, _, call = heapq.heappop(self._queue)
             call()
