@@ -9,45 +9,31 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from tests.fault.branches import alone, together
 from tests.fault.reliability import PAGE, Row, write
+from tests.sim import cases, cohort_cases
 from tests.sim.cases import Outcome, prepare
+from tests.sim.cheap import memoised
 from tests.sim.cohort_cases import ALL_FAULTS, play
-from tests.sim.faults import memoised
-
-
-def in_a_fork(fault: str, seed: int) -> Outcome:
-    """Play a case in a child process, which inherits the prepared swarm. A case that cannot run counts as hung."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            outcome = play(fault, seed)
-        except BaseException as error:
-            outcome = Outcome(fault, seed, 0, divergent=(f"could not run: {error!r}",), hangs=1)
-        with os.fdopen(writer, "wb") as pipe:
-            pickle.dump(outcome, pipe)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        told = pipe.read()
-    os.waitpid(child, 0)
-    result: Outcome = pickle.loads(told)
-    return result
 
 
 def all_of(seed: int, faults: Sequence[str]) -> list[Outcome]:
-    """Every fault on the swarm of one seed."""
+    """Every fault on the swarms of one seed."""
     with memoised():
         prepare(seed)
-        return [in_a_fork(fault, seed) for fault in faults]
+        kills = {**cases.KILLS, **cohort_cases.KILLS}
+        outcomes = [alone(fault, seed, partial(play, fault, seed)) for fault in faults if fault not in kills]
+        for module in (cases, cohort_cases):
+            if chosen := [fault for fault in faults if fault in module.KILLS]:
+                swarm = module.started(seed)
+                outcomes += together(swarm, [kills[fault](fault, seed, swarm) for fault in chosen])
+        return outcomes
 
 
 @dataclass
