@@ -39,12 +39,11 @@ class Child:
 def branch(fault: str, seed: int) -> Child | Outcome:
     """Fork. The child learns that it is one; the parent waits for what the child tells."""
     reader, writer = os.pipe()
-    gc.freeze()  # a child need not look through, and so copy, what it inherits
     child = os.fork()
     if child == 0:
         os.close(reader)
+        gc.disable()  # it lives for a few rounds only, and need not look through, and so copy, what it inherits
         return Child(fault, seed, writer)
-    gc.unfreeze()
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         told = pipe.read()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Generic, TypeVar
 from unittest.mock import patch
@@ -18,7 +19,7 @@ from unittest.mock import patch
 import dht.envelope
 import dht.identity
 import dht.wire
-from averaging import aggregate, chain, inclusion, keys, roster, shamir, tally
+from averaging import aggregate, chain, dealing, inclusion, keys, roster, shamir, survivors, tally
 from dht.identity import Identity
 
 _KEPT = 1 << 16
@@ -52,16 +53,13 @@ class Memory(Generic[Value]):
         return key in self._values
 
 
-def _once(
-    function: Callable[..., Any], key: Callable[..., Hashable] | None = None, kept: int = _KEPT
-) -> Callable[..., Any]:
-    """`function`, called once for each of its arguments, or per key of them. None is no answer."""
+def _once(function: Callable[..., Any], key: Callable[..., Hashable], kept: int = _KEPT) -> Callable[..., Any]:
+    """`function`, called once per key of its arguments. None is no answer."""
     memory: Memory[Any] = Memory(kept)
 
     def twin(*arguments: Any) -> Any:
-        name = arguments if key is None else key(*arguments)
         # With the answer go the arguments: an identity that is part of a key must not be used again.
-        return memory.get(name, lambda: (function(*arguments), arguments))[0]
+        return memory.get(key(*arguments), lambda: (function(*arguments), arguments))[0]
 
     return twin
 
@@ -70,14 +68,17 @@ def _exact() -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
     def both(private: bytes, theirs: bytes) -> Hashable:
         return frozenset((public(private), theirs))  # both ends come to the same secret
 
-    public = _once(keys.public_key)
+    once = lru_cache(_KEPT)
+    public = once(keys.public_key)
     yield keys.public_key, public
     yield keys.shared_secret, _once(keys.shared_secret, both)
-    yield keys.hkdf, _once(keys.hkdf)
+    yield keys.hkdf, once(keys.hkdf)
     yield shamir.combine, _once(shamir.combine, lambda shares, threshold=1: (threshold, *sorted(shares.items())))
-    yield dht.envelope.signed_digest, _once(dht.envelope.signed_digest)
-    yield dht.wire.encode, _once(dht.wire.encode)
-    decode = _once(dht.wire.decode)
+    yield dht.envelope.signed_digest, once(dht.envelope.signed_digest)
+    yield dealing.share_digest, once(dealing.share_digest)
+    yield survivors.name_of, once(survivors.name_of)
+    yield dht.wire.encode, once(dht.wire.encode)
+    decode = once(dht.wire.decode)
     yield dht.wire.decode, lambda frame: decode(bytes(frame))
 
 
@@ -137,7 +138,7 @@ def _checked(function: Callable[..., Any], key: Callable[..., Hashable]) -> Call
 
 @contextmanager
 def memoised() -> Iterator[None]:
-    """Within this block pure functions of codec, signatures and keys are computed once for the same arguments."""
+    """Within this block pure functions of codec, digests, keys and shares are computed once for the same arguments."""
     with ExitStack() as stack:
         for function, twin in _exact():
             _replace(stack, function, twin)

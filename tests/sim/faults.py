@@ -153,7 +153,7 @@ class FaultSwarm(Swarm):
 
     def _do(self, peer: Peer, action: object) -> None:
         if isinstance(action, Send) and isinstance(action.message, Envelope):
-            body = action.message.message()
+            body, _ = self._opened(action.message)
             if isinstance(body, Ballot):
                 self.on_event("Precommit" if body.kind == PRECOMMIT else "Prevote", peer)
                 if not peer.alive:

@@ -98,14 +98,9 @@ def _number(i: int) -> bytes:
     return i.to_bytes(1 if i < 256 else 2, "big")
 
 
-@lru_cache(maxsize=512)
-def _frame(message: object) -> bytes:
-    return encode(message)  # a broadcast is encoded once
-
-
-@lru_cache(maxsize=512)
-def _body(envelope: Envelope) -> object:
-    return envelope.message()
+@lru_cache(maxsize=1024)
+def _name(frame: bytes) -> str:
+    return sha256(frame).hexdigest()[:12]  # a broadcast is the same bytes for all
 
 
 class Swarm:
@@ -135,6 +130,7 @@ class Swarm:
         self.updates: dict[tuple[bytes, PeerId], dict[int, np.ndarray[Any, Any]]] = {}
         self.sums: dict[bytes, dict[PeerId, Aggregate]] = {}
         self.notes: list[str] = []
+        self._last: tuple[Envelope, object, bytes] | None = None
         self.refusals: list[ProtocolError] = []
         self.fetches = 0
         self.blamed: dict[PeerId, list[tuple[PeerId, Proof]]] = {}
@@ -231,7 +227,7 @@ class Swarm:
         peer = self.peers[to]
         if peer.participant is None:
             return
-        self.log(f"{sender.short}>{to.short} {sha256(frame).hexdigest()[:12]}")
+        self.log(f"{sender.short}>{to.short} {_name(frame)}")
         try:
             if bulk:
                 self._act(peer, peer.participant.receive_chunk(sender, parse(memoryview(frame))))
@@ -258,11 +254,11 @@ class Swarm:
     def _do(self, peer: Peer, action: object) -> None:
         match action:
             case Send(to, Envelope() as message):
-                body = _body(message)
+                body, frame = self._opened(message)
                 self.on_event(type(body).__name__, peer)
                 if peer.alive:
                     self.watch.sent(peer.id, body)
-                    self.deliver(peer.id, to, _frame(message))
+                    self.deliver(peer.id, to, frame)
             case SetTimer(key, delay):
                 stamp = peer.timers[key] = self._count + 1
                 self._later(peer, delay, lambda: self._timer(peer, key, stamp))
@@ -311,6 +307,12 @@ class Swarm:
                 self._decided(peer, record)
             case _:
                 raise AssertionError(f"an action without a driver: {action}")
+
+    def _opened(self, envelope: Envelope) -> tuple[object, bytes]:
+        """What is in an envelope, and its frame; a broadcast is opened once."""
+        if self._last is None or envelope is not self._last[0]:
+            self._last = envelope, envelope.message(), encode(envelope)
+        return self._last[1:]
 
     def _later(self, peer: Peer, delay: float, call: Callable[[], None]) -> None:
         life = peer.life
@@ -459,8 +461,11 @@ class Swarm:
 
     def reached(self, round_: int, peers: Iterable[PeerId] | None = None) -> bool:
         """Whether all (living) peers hold the state of at least this round's chain position."""
-        chosen = [self.peers[p] for p in (peers if peers is not None else self.order)]
-        living = [p for p in chosen if p.alive]
-        return bool(living) and all(
-            p.participant is not None and p.participant.round > round_ and p.participant.settled for p in living
-        )
+        living = False
+        for peer in peers if peers is not None else self.order:
+            participant = self.peers[peer].participant
+            if participant is not None:
+                if participant.round <= round_ or not participant.settled:
+                    return False
+                living = True
+        return living
