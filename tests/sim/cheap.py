@@ -69,6 +69,7 @@ def _exact() -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
         return frozenset((public(private), theirs))  # both ends come to the same secret
 
     once = lru_cache(_KEPT)
+    yield keys._private_key, once(keys._private_key)
     public = once(keys.public_key)
     yield keys.public_key, public
     yield keys.shared_secret, _once(keys.shared_secret, both)
