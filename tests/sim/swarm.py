@@ -106,6 +106,9 @@ def _name(frame: bytes) -> str:
 class Swarm:
     """Peers, a virtual clock, an event queue, and faults that tests switch on."""
 
+    word: type[np.signedinteger[Any]] = np.int64
+    """In what the plain updates are drawn and kept."""
+
     def __init__(self, peers: int, seed: int, **changes: Any) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
@@ -228,6 +231,11 @@ class Swarm:
         if peer.participant is None:
             return
         self.log(f"{sender.short}>{to.short} {_name(frame)}")
+        self._take(peer, sender, frame, bulk)
+
+    def _take(self, peer: Peer, sender: PeerId, frame: bytes, bulk: bool) -> None:
+        """A frame reaches a living peer."""
+        assert peer.participant is not None
         try:
             if bulk:
                 self._act(peer, peer.participant.receive_chunk(sender, parse(memoryview(frame))))
@@ -337,16 +345,23 @@ class Swarm:
         mine = self.updates.setdefault((cohort.roster.round_sid, peer.id), {})
         limit = levels(self.params.layout.ring_bits, cohort.roster.largest)
         for chunk, receivers in plan:
-            signed = source.integers(-limit, limit + 1, self.params.layout.words(chunk))
+            signed = source.integers(-limit, limit + 1, self.params.layout.words(chunk), self.word)
             if chunk == self.params.layout.trailer:
-                signed = pack(Statistics(cohort.tokens, 1.5, 1.5, 0.5, 0.0, 10)).astype(np.int64)
+                signed = pack(Statistics(cohort.tokens or 1, 1.5, 1.5, 0.5, 0.0, 10)).astype(np.int64)
             mine[chunk] = signed
             ring = signed.astype(self.params.layout.dtype(chunk))
             cohort.mask(chunk, ring)
             self._ship(peer, cohort.payload(BulkKind.MASKED, chunk), receivers)
             if not peer.alive:
                 return
-        self._later(peer, 0.05, lambda: self._call(peer, lambda p: p.uploaded(sid)))
+        self._later(peer, self._uploading(peer), lambda: self._uploaded(peer, cohort))
+
+    def _uploading(self, peer: Peer) -> float:
+        """Seconds until all that a peer just handed over has left it."""
+        return 0.05
+
+    def _uploaded(self, peer: Peer, cohort: Cohort) -> None:
+        self._call(peer, lambda p: p.uploaded(cohort.sid))
 
     def _ship(self, peer: Peer, chunk: Chunk, receivers: Iterable[PeerId]) -> None:
         frame = b"".join(bytes(part) for part in chunk.parts())
