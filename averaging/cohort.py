@@ -266,7 +266,7 @@ class Cohort(StandingIn):
         return True
 
     def _step_ready(self) -> list[CohortAction]:
-        if not self._once("ready", not self._dealing.missing):
+        if "ready" in self._done or not self._once("ready", not self._dealing.missing):
             return []
         return self._broadcast(Ready(self.sid, self._dealing.digests()))
 
@@ -313,15 +313,14 @@ class Cohort(StandingIn):
         return tuple(plan)
 
     def _step_receipt(self) -> list[CohortAction]:
-        if "receipt" in self._done:
+        if "receipt" in self._done or "shares" not in self._done:
             return []
         complete = {
             i for i, (manifest, _) in self.r3.manifests.items() if self.inputs.holds(i, self.inputs.owed(i), manifest)
         }
         # A receipt is final: with too few in it nothing could come of this sid, even if the others are back soon.
         all_here = complete | self._suspects >= set(range(len(self.peers))) and not self._few
-        waited = all_here or "upload-over" in self._done
-        if not self._once("receipt", "shares" in self._done and waited):
+        if not self._once("receipt", all_here or "upload-over" in self._done):
             return []
         return self._broadcast(self.r3.receipt(complete))
 
@@ -347,11 +346,11 @@ class Cohort(StandingIn):
 
     def _step_lead(self) -> list[CohortAction]:
         """The first leader proposes as soon as every live member's receipt is in; later ones when their turn comes."""
+        if "receipt" not in self._done or "lead" in self._done or self.certified or not self._all_receipts:
+            return []
         mine = self.r3.view_of(self.me)
         dead_before_me = {i for i in range(len(self.peers)) if self.r3.view_of(i) < mine} <= self._suspects
-        if "receipt" not in self._done or self.certified or not (self._all_receipts and dead_before_me):
-            return []
-        return self._propose()
+        return self._propose() if dead_before_me else []
 
     def _next_leader(self, turn: int) -> list[CohortAction]:
         if turn > tolerated(len(self.peers)) + 1:
@@ -364,7 +363,7 @@ class Cohort(StandingIn):
         return actions + self._advance()
 
     def _propose(self) -> list[CohortAction]:
-        proposal = self.r3.propose(self.r3.view_of(self.me))
+        proposal = self.r3.propose(self.r3.view_of(self.me)) if "lead" not in self._done else None
         return self._broadcast(proposal) if proposal is not None and self._once("lead", True) else []
 
     def _step_vote(self) -> list[CohortAction]:

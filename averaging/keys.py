@@ -86,7 +86,11 @@ def mask_private_from_seed(a: bytes) -> bytes:
 
 def public_key(private: bytes) -> bytes:
     """32-byte X25519 public key (RFC 7748) of a 32-byte private key."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    return _private_key(private).public_key().public_bytes_raw()
+
+
+def _private_key(private: bytes) -> X25519PrivateKey:
+    return X25519PrivateKey.from_private_bytes(private)
 
 
 def self_commitment(b: bytes) -> bytes:
@@ -118,7 +122,7 @@ def shared_secret(private: bytes, their_public: bytes) -> bytes:
     """32-byte X25519 shared secret. Raises ProtocolError (BAD_SHARE) if it is zero (RFC 7748 section 6.1)."""
     try:
         peer = X25519PublicKey.from_public_bytes(their_public)
-        return X25519PrivateKey.from_private_bytes(private).exchange(peer)
+        return _private_key(private).exchange(peer)
     except ValueError:
         raise ProtocolError(Refusal.BAD_SHARE, "a public key of low order or wrong length") from None
 

@@ -165,7 +165,7 @@ class SurvivorCertificate:
 
     def certified(self) -> Certified | None:
         """The outcome once t members voted for the same thing and I hold the survivors' manifests as they voted."""
-        for vote in set(self._votes.values()):
+        for vote in set(self._votes.values()) if len(self._votes) >= self._threshold else ():
             voters = tuple(sorted(i for i, other in self._votes.items() if other == vote))
             survivors = set(bits(vote.survivors))
             if len(voters) < self._threshold or len(survivors) < self._threshold:

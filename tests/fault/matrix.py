@@ -3,51 +3,41 @@
 python -m tests.fault.matrix --seeds 200 --write      all cases, two workers; rewrites the page
 python -m tests.fault.matrix --only "split" --seeds 20    faults whose name contains a text
 python -m tests.fault.matrix --only "R4 before" --seed 17    one case again
+python -m tests.fault.matrix --seeds 200 --log FILE   outcomes as they come; the same again goes on where it stopped
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from pathlib import Path
 
+from tests.fault.branches import alone, together
+from tests.fault.journal import Journal, commit
 from tests.fault.reliability import PAGE, Row, write
+from tests.sim import cases, cohort_cases
 from tests.sim.cases import Outcome, prepare
+from tests.sim.cheap import memoised
 from tests.sim.cohort_cases import ALL_FAULTS, play
-from tests.sim.faults import memoised
-
-
-def in_a_fork(fault: str, seed: int) -> Outcome:
-    """Play a case in a child process, which inherits the prepared swarm. A case that cannot run counts as hung."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            outcome = play(fault, seed)
-        except BaseException as error:
-            outcome = Outcome(fault, seed, 0, divergent=(f"could not run: {error!r}",), hangs=1)
-        with os.fdopen(writer, "wb") as pipe:
-            pickle.dump(outcome, pipe)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        told = pipe.read()
-    os.waitpid(child, 0)
-    result: Outcome = pickle.loads(told)
-    return result
 
 
 def all_of(seed: int, faults: Sequence[str]) -> list[Outcome]:
-    """Every fault on the swarm of one seed."""
+    """Every fault on the swarms of one seed."""
     with memoised():
         prepare(seed)
-        return [in_a_fork(fault, seed) for fault in faults]
+        kills = {**cases.KILLS, **cohort_cases.KILLS}
+        outcomes = [alone(fault, seed, partial(play, fault, seed)) for fault in faults if fault not in kills]
+        for module in (cases, cohort_cases):
+            if chosen := [fault for fault in faults if fault in module.KILLS]:
+                swarm = module.started(seed)
+                outcomes += together(swarm, [kills[fault](fault, seed, swarm) for fault in chosen])
+        return outcomes
 
 
 @dataclass
@@ -72,12 +62,19 @@ class Sums:
         )
 
 
-def play_all(faults: Sequence[str], seeds: Sequence[int], workers: int) -> Iterator[Row]:
-    """All cases; rows in the order of the faults. Progress goes to stderr."""
+def play_all(
+    faults: Sequence[str], seeds: Sequence[int], workers: int, journal: Journal | None = None
+) -> Iterator[Row]:
+    """All cases; rows in the order of the faults. Seeds in the journal are not played. Progress goes to stderr."""
     sums = {fault: Sums() for fault in faults}
+    known = {seed: journal.known[seed] for seed in seeds if seed in journal.known} if journal is not None else {}
+    missing = [seed for seed in seeds if seed not in known]
     began = time.monotonic()
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        for done, outcomes in enumerate(pool.imap_unordered(partial(all_of, faults=faults), seeds), 1):
+        played = pool.imap_unordered(partial(all_of, faults=faults), missing)
+        for done, outcomes in enumerate(chain(known.values(), played), 1):
+            if journal is not None and done > len(known):
+                journal.add(outcomes[0].seed, outcomes)
             for outcome in outcomes:
                 sums[outcome.fault].outcomes.append(outcome)
                 if not outcome.good:
@@ -94,11 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="this seed alone")
     parser.add_argument("--only", default="", help="faults whose name contains this text")
     parser.add_argument("--workers", type=int, default=2, help="processes (2)")
+    parser.add_argument("--log", type=Path, help="keep outcomes here, and go on after those of the same commit")
     parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
     options = parser.parse_args(arguments)
     seeds = range(options.seeds) if options.seed is None else (options.seed,)
     faults = [fault for fault in ALL_FAULTS if options.only in fault]
-    rows = list(play_all(faults, seeds, options.workers))
+    journal = Journal(options.log, commit(), faults) if options.log is not None and faults else None
+    if journal is not None and journal.news:
+        print(journal.news, file=sys.stderr)
+    rows = list(play_all(faults, seeds, options.workers, journal))
     for row in rows:
         print(row.line())
     if options.write:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from averaging.messages import Manifest, Receipt, Seating, Shares, SumHashes, Survivors, Unmask, Vote
 from averaging.params import Deadlines, tolerated
@@ -24,6 +26,11 @@ GRACE = 5.0
 USUAL = Deadlines(3.0, 5.0, 20.0, 20.0, 5.0, 5.0, 20.0, 5.0)
 """Deadlines as in a manifest that names none, but for the time to train."""
 _LIMIT = 900.0
+
+WATCHED = 40.0
+"""Seconds in which a victim must come to the step in which it dies."""
+_LEADERS_ONLY = ("Seating", "Survivors", "Proposal", "Inclusion", "Included")
+"""Only one peer sends these, whom no draw would find."""
 
 # Before which of its actions a victim dies: the event, and how many of that name it does before.
 STEPS: dict[str, tuple[str, int]] = {
@@ -159,35 +166,53 @@ class Case:
         )
 
 
-def kill(step: str) -> Callable[[str, int], Outcome]:
-    """SIGKILL of 1 to delta + 1 members in a step (the seed says how many); they come back after a while, or not."""
-    name, before = STEPS[step]
+class Kill(Case):
+    """SIGKILL of 1 to `most` members before an action of theirs (the seed says how many, and how long they are away).
 
-    def case(fault: str, seed: int) -> Outcome:
-        it = Case(fault, seed)
-        swarm, victims = it.swarm, 1 + seed % (DELTA + 1)
-        back = it.draw.choice((None, it.draw.uniform(1, 20)))
-        first = swarm.height() + 1
-        seen: dict[PeerId, int] = {}
-        chosen = set(it.some(victims)) if seed % 2 else set(swarm.order)
+    Nothing of a case touches the swarm before `strike`, so that many may look at the same one up to there.
+    """
 
-        def strike(event: str, peer: Peer) -> None:
-            alone = event in ("Seating", "Survivors", "Proposal")  # only a leader sends it
-            if event != name or len(it.struck) >= victims or not (alone or peer.id in chosen):
-                return
-            seen[peer.id] = seen.get(peer.id, 0) + 1
-            if seen[peer.id] == before + 1 and peer.id not in it.struck:
-                it.struck.add(peer.id)
-                it.fires()
-                swarm.crash(peer.id)
-                if back is not None:
-                    swarm.at(back, lambda: swarm._boot(peer))
+    def __init__(
+        self, fault: str, seed: int, swarm: FaultSwarm, *, before: tuple[str, int], most: int, drawn: bool = False
+    ) -> None:
+        """`before`: see `STEPS`. With `drawn`, or an odd seed, the victims are drawn; else they are the first ones."""
+        super().__init__(fault, seed, swarm)
+        self.name, self._before = before
+        self._victims = 1 + seed % most
+        self._back = self.draw.choice((None, self.draw.uniform(1, 20)))
+        self._first = swarm.height() + 1
+        self._until = swarm.now + WATCHED
+        self._seen: Counter[PeerId] = Counter()
+        self._chosen = set(self.some(self._victims)) if drawn or seed % 2 else set(swarm.order)
 
-        swarm.on_event = strike
-        swarm.run(lambda: len(it.struck) >= victims, 40)
-        return it.finish(max(first, swarm.height() + 1 if not it.struck else first))
+    def due(self, event: str, peer: Peer) -> bool:
+        """Whether this peer dies now. To be asked once for each event."""
+        meant = peer.id in self._chosen or event in _LEADERS_ONLY
+        if event != self.name or len(self.struck) >= self._victims or not meant:
+            return False
+        self._seen[peer.id] += 1
+        return self._seen[peer.id] == self._before + 1 and peer.id not in self.struck
 
-    return case
+    def look(self, event: str, peer: Peer) -> None:
+        """What `Swarm.on_event` is while this case is played."""
+        if self.due(event, peer):
+            self.strike(peer)
+
+    def strike(self, peer: Peer) -> None:
+        """Kill it."""
+        swarm = self.swarm
+        self.struck.add(peer.id)
+        self.fires()
+        swarm.crash(peer.id)
+        if self._back is not None:
+            swarm.at(self._back, lambda: swarm._boot(peer))
+
+    def play(self) -> Outcome:
+        """From here to the end."""
+        swarm = self.swarm
+        swarm.on_event = self.look
+        swarm.run(lambda: len(self.struck) >= self._victims, self._until - swarm.now)
+        return self.finish(self._first if self.struck else max(self._first, swarm.height() + 1))
 
 
 def power_cut(fault: str, seed: int) -> Outcome:
@@ -291,8 +316,11 @@ def lost_for_good(fault: str, seed: int) -> Outcome:
 
 
 Fault = Callable[[str, int], Outcome]
+KILLS: dict[str, Callable[[str, int, FaultSwarm], Kill]] = {
+    f"kill: {step}": partial(Kill, before=before, most=DELTA + 1) for step, before in STEPS.items()
+}
 FAULTS: dict[str, Fault] = {
-    **{f"kill: {step}": kill(step) for step in STEPS},
+    **{fault: lambda fault, seed: KILLS[fault](fault, seed, started(seed)).play() for fault in KILLS},
     "power cut": power_cut,
     "SIGSTOP for 30 s": stopped,
     "split 8/8": split(8, one_way=False),

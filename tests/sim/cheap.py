@@ -1,8 +1,9 @@
-"""Pure functions computed once for all simulated peers, so that a thousand of them fit on one core.
+"""Pure functions computed once for all simulated peers, so that many of them fit on one core.
 
 In a network every peer checks the same bytes for itself; in one process the answer is the same each time. Nothing here
-changes an answer: each twin calls the real function once per argument. Two shortcuts rest on laws that have tests of
-their own: what was encoded decodes to the value it came from, and what a peer signed verifies.
+changes an answer. `memoised` calls the real function once per arguments, all of them. `cheap` goes further, for a
+thousand peers that are all honest: keys are what the arguments follow from, and two shortcuts rest on laws that have
+tests of their own: what was encoded decodes to the value it came from, and what a peer signed verifies.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Generic, TypeVar
 from unittest.mock import patch
@@ -17,7 +19,7 @@ from unittest.mock import patch
 import dht.envelope
 import dht.identity
 import dht.wire
-from averaging import aggregate, chain, inclusion, keys, roster, shamir, tally
+from averaging import aggregate, chain, dealing, inclusion, keys, roster, shamir, survivors, tally
 from dht.identity import Identity
 
 _KEPT = 1 << 16
@@ -51,27 +53,6 @@ class Memory(Generic[Value]):
         return key in self._values
 
 
-def _codec() -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
-    frames: Memory[bytes] = Memory()
-    values: Memory[Any] = Memory()
-    encode, decode = dht.wire.encode, dht.wire.decode
-
-    def encode_once(value: Any) -> bytes:
-        def make() -> bytes:
-            frame = encode(value)
-            values.put(frame, value)
-            return frame
-
-        return frames.get(value, make)
-
-    def decode_once(frame: bytes | memoryview) -> Any:
-        frame = bytes(frame)
-        return values.get(frame, lambda: decode(frame))
-
-    yield encode, encode_once
-    yield decode, decode_once
-
-
 def _once(function: Callable[..., Any], key: Callable[..., Hashable], kept: int = _KEPT) -> Callable[..., Any]:
     """`function`, called once per key of its arguments. None is no answer."""
     memory: Memory[Any] = Memory(kept)
@@ -83,16 +64,49 @@ def _once(function: Callable[..., Any], key: Callable[..., Hashable], kept: int 
     return twin
 
 
-def _keys() -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
-    public = _once(keys.public_key, lambda private: private)
-
+def _exact() -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
     def both(private: bytes, theirs: bytes) -> Hashable:
-        return frozenset((public(private), theirs))
+        return frozenset((public(private), theirs))  # both ends come to the same secret
 
+    once = lru_cache(_KEPT)
+    yield keys._private_key, once(keys._private_key)
+    public = once(keys.public_key)
     yield keys.public_key, public
     yield keys.shared_secret, _once(keys.shared_secret, both)
-    yield keys.hkdf, _once(keys.hkdf, lambda *arguments: arguments)
+    yield keys.hkdf, once(keys.hkdf)
     yield shamir.combine, _once(shamir.combine, lambda shares, threshold=1: (threshold, *sorted(shares.items())))
+    yield dht.envelope.signed_digest, once(dht.envelope.signed_digest)
+    yield dealing.share_digest, once(dealing.share_digest)
+    yield survivors.name_of, once(survivors.name_of)
+    yield dht.wire.encode, once(dht.wire.encode)
+    decode = once(dht.wire.decode)
+    yield dht.wire.decode, lambda frame: decode(bytes(frame))
+
+
+def _lawful() -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
+    values: Memory[Any] = Memory()
+    signed: Memory[bool] = Memory()
+    encode, decode = dht.wire.encode, dht.wire.decode
+    sign, verify = dht.identity.Identity.sign, dht.identity._verify
+
+    def encode_once(value: Any) -> bytes:
+        frame = encode(value)
+        if frame not in values:
+            values.put(frame, value)
+        return frame
+
+    def remembered(self: Identity, digest: bytes) -> bytes:
+        signature = sign(self, digest)
+        signed.put((bytes(self.peer_id), digest, signature), True)
+        return signature
+
+    def verified(peer: bytes, digest: bytes, signature: bytes) -> bool:
+        return (peer, digest, signature) in signed or verify(peer, digest, signature)
+
+    yield encode, encode_once
+    yield decode, lambda frame: values.get(bytes(frame), lambda: decode(frame))
+    yield verify, verified
+    yield sign, remembered
 
 
 def _rosters() -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
@@ -124,26 +138,20 @@ def _checked(function: Callable[..., Any], key: Callable[..., Hashable]) -> Call
 
 
 @contextmanager
-def cheap() -> Iterator[None]:
-    """Within this block pure functions of the protocol are computed once for everybody."""
+def memoised() -> Iterator[None]:
+    """Within this block pure functions of codec, digests, keys and shares are computed once for the same arguments."""
     with ExitStack() as stack:
-        for function, twin in (*_codec(), *_keys(), *_rosters()):
+        for function, twin in _exact():
             _replace(stack, function, twin)
-        digests = dht.envelope.signed_digest
-        _replace(stack, digests, _once(digests, lambda *arguments: arguments))
-        signed: Memory[bool] = Memory()
-        sign, verify = Identity.sign, dht.identity._verify
+        yield
 
-        def remembered(self: Identity, digest: bytes) -> bytes:
-            signature = sign(self, digest)
-            signed.put((bytes(self.peer_id), digest, signature), True)
-            return signature
 
-        def verified(peer: bytes, digest: bytes, signature: bytes) -> bool:
-            return (peer, digest, signature) in signed or verify(peer, digest, signature)
-
-        stack.enter_context(patch.object(Identity, "sign", remembered))
-        _replace(stack, verify, verified)
+@contextmanager
+def cheap() -> Iterator[None]:
+    """As `memoised`, and what honest peers conclude from the same roster, sums or record is computed once for all."""
+    with memoised(), ExitStack() as stack:
+        for function, twin in (*_lawful(), *_rosters()):
+            _replace(stack, function, twin)
         advance, apply = chain.Tip.advance, tally.Tally.apply
         tips = _once(advance, lambda tip, record, certificate: (id(tip), record.hash()), 256)
 
@@ -160,9 +168,9 @@ def cheap() -> Iterator[None]:
 
 
 def _replace(stack: ExitStack, function: Callable[..., Any], twin: Callable[..., Any]) -> None:
-    """Wherever one of our modules has `function`, under whatever name."""
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _OURS and name != __name__:
-            for attribute, value in list(vars(module).items()):
-                if value is function:
-                    stack.enter_context(patch.object(module, attribute, twin))
+    """Wherever one of our modules has `function`, under whatever name; `Identity` has one as a method."""
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in _OURS and name != __name__]
+    for place in (*modules, Identity):
+        for attribute, value in list(vars(place).items()):
+            if value is function:
+                stack.enter_context(patch.object(place, attribute, twin))

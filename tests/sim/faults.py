@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
-import dht.envelope
-import dht.wire
 from averaging.actions import Send
 from averaging.ballots import PRECOMMIT, Ballot
 from averaging.params import RunParams
@@ -46,19 +41,6 @@ def longest_round(params: RunParams, members: int, turns: int, rosters: int, abs
     largest = max(len(part) for part in cut(members, params.target, params.minimum))
     attempt = limits.total(members) if largest == members else limits.across(largest) + limits.commit
     return waiting + max(1, rosters) * attempt + agreement
-
-
-@contextmanager
-def memoised() -> Iterator[None]:
-    """Decode equal frames once: a broadcast is the same bytes for all, and messages are values that never change."""
-    decode = dht.wire.decode
-    cached = lru_cache(maxsize=1 << 15)(decode)
-
-    def remembered(frame: bytes | memoryview) -> Any:
-        return cached(bytes(frame))
-
-    with patch.object(dht.wire, "decode", remembered), patch.object(dht.envelope, "decode", remembered):
-        yield
 
 
 class FaultSwarm(Swarm):
@@ -171,7 +153,7 @@ class FaultSwarm(Swarm):
 
     def _do(self, peer: Peer, action: object) -> None:
         if isinstance(action, Send) and isinstance(action.message, Envelope):
-            body = action.message.message()
+            body, _ = self._opened(action.message)
             if isinstance(body, Ballot):
                 self.on_event("Precommit" if body.kind == PRECOMMIT else "Prevote", peer)
                 if not peer.alive:

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from averaging.aggregate import Aggregate
-from averaging.bulk import BulkKind, parse
+from averaging.bulk import BulkKind
+from averaging.cohort import Cohort
 from averaging.layout import Layout
 from averaging.params import Deadlines
 from averaging.record import Record
-from averaging.scales import levels
-from averaging.trailer import Statistics, pack
 from averaging.work import FetchState, Train
-from dht.errors import ProtocolError
 from dht.identity import PeerId
 from dht.wire import digest
 from tests.sim.dict_guard import DictGuard
@@ -59,6 +57,8 @@ class Round:
 class Globe(Swarm):
     """`peers` homes and a model of `parameters`. With `churn`, that share of the living dies in a minute."""
 
+    word = np.int16
+
     def __init__(
         self,
         peers: int,
@@ -88,7 +88,7 @@ class Globe(Swarm):
         self._spares = list(self.order[peers:])
         self._died: dict[PeerId, float] = {}
         self._noticing: set[tuple[PeerId, PeerId]] = set()
-        self._uploaded: dict[int, dict[PeerId, float]] = {}
+        self._left: dict[int, dict[PeerId, float]] = {}
         self._rounds_of: dict[bytes, int] = {}
         self._counted = dict(self.lines.sent)
         self._right: set[tuple[bytes, bytes]] = set()
@@ -177,13 +177,7 @@ class Globe(Swarm):
         if peer.participant is None:
             self._notice(sender, to, life)
             return
-        try:
-            if bulk:
-                self._act(peer, peer.participant.receive_chunk(sender, parse(memoryview(frame))))
-            else:
-                self._act(peer, peer.participant.receive(sender, frame))
-        except ProtocolError as error:
-            self.refusals.append(error)
+        self._take(peer, sender, frame, bulk)
 
     def _notice(self, sender: PeerId, gone: PeerId, life: int) -> None:
         if (sender, gone) in self._noticing or self.peers[sender].life != life:
@@ -212,26 +206,16 @@ class Globe(Swarm):
                 super()._do(peer, action)
 
     def _upload(self, peer: Peer, sid: bytes, plan: Any) -> None:
-        cohort = peer.participant.cohort(sid) if peer.participant else None
-        if cohort is None:
-            return
-        roster = cohort.roster
-        source = np.random.default_rng(list(digest("update", sid, bytes(peer.id))))
-        limit = levels(self.params.layout.ring_bits, roster.largest)
-        mine = self.updates.setdefault((roster.round_sid, peer.id), {})
-        self._rounds_of[roster.round_sid] = roster.round
-        for chunk, receivers in plan:
-            mine[chunk] = source.integers(-limit, limit + 1, self.params.layout.words(chunk), np.int16)
-            if chunk == self.params.layout.trailer:
-                mine[chunk] = pack(Statistics(cohort.tokens or 1, 1.5, 1.5, 0.5, 0.0, 10)).astype(np.int64)
-            cohort.mask(chunk, mine[chunk].astype(self.params.layout.dtype(chunk)))
-            self._ship(peer, cohort.payload(BulkKind.MASKED, chunk), receivers)
+        if cohort := peer.participant.cohort(sid) if peer.participant else None:
+            self._rounds_of[cohort.roster.round_sid] = cohort.roster.round
+        super()._upload(peer, sid, plan)
 
-        def uploaded() -> None:
-            self._uploaded.setdefault(roster.round, {})[peer.id] = self.now
-            self._call(peer, lambda p: p.uploaded(sid))
+    def _uploading(self, peer: Peer) -> float:
+        return max(0.05, self.lines.idle_at(peer.id, "bulk") - self.now)
 
-        self._later(peer, max(0.05, self.lines.idle_at(peer.id, "bulk") - self.now), uploaded)
+    def _uploaded(self, peer: Peer, cohort: Cohort) -> None:
+        self._left.setdefault(cohort.roster.round, {})[peer.id] = self.now
+        super()._uploaded(peer, cohort)
 
     def _apply(self, peer: Peer, sid: bytes) -> None:
         aggregate = peer.participant.aggregate(sid) if peer.participant else None
@@ -265,7 +249,7 @@ class Globe(Swarm):
             self._first_decision(record)
 
     def _first_decision(self, record: Record) -> None:
-        sent, uploaded = self.lines.sent, self._uploaded.pop(record.round, {})
+        sent, uploaded = self.lines.sent, self._left.pop(record.round, {})
         slowest = max((uploaded.get(PeerId(s.peer), 0.0) for s in record.survivors), default=0.0)
         now = Round(
             record.round,

@@ -98,18 +98,16 @@ def _number(i: int) -> bytes:
     return i.to_bytes(1 if i < 256 else 2, "big")
 
 
-@lru_cache(maxsize=512)
-def _frame(message: object) -> bytes:
-    return encode(message)  # a broadcast is encoded once
-
-
-@lru_cache(maxsize=512)
-def _body(envelope: Envelope) -> object:
-    return envelope.message()
+@lru_cache(maxsize=1024)
+def _name(frame: bytes) -> str:
+    return sha256(frame).hexdigest()[:12]  # a broadcast is the same bytes for all
 
 
 class Swarm:
     """Peers, a virtual clock, an event queue, and faults that tests switch on."""
+
+    word: type[np.signedinteger[Any]] = np.int64
+    """In what the plain updates are drawn and kept."""
 
     def __init__(self, peers: int, seed: int, **changes: Any) -> None:
         self.random = random.Random(seed)
@@ -135,6 +133,7 @@ class Swarm:
         self.updates: dict[tuple[bytes, PeerId], dict[int, np.ndarray[Any, Any]]] = {}
         self.sums: dict[bytes, dict[PeerId, Aggregate]] = {}
         self.notes: list[str] = []
+        self._last: tuple[Envelope, object, bytes] | None = None
         self.refusals: list[ProtocolError] = []
         self.fetches = 0
         self.blamed: dict[PeerId, list[tuple[PeerId, Proof]]] = {}
@@ -231,7 +230,12 @@ class Swarm:
         peer = self.peers[to]
         if peer.participant is None:
             return
-        self.log(f"{sender.short}>{to.short} {sha256(frame).hexdigest()[:12]}")
+        self.log(f"{sender.short}>{to.short} {_name(frame)}")
+        self._take(peer, sender, frame, bulk)
+
+    def _take(self, peer: Peer, sender: PeerId, frame: bytes, bulk: bool) -> None:
+        """A frame reaches a living peer."""
+        assert peer.participant is not None
         try:
             if bulk:
                 self._act(peer, peer.participant.receive_chunk(sender, parse(memoryview(frame))))
@@ -258,11 +262,11 @@ class Swarm:
     def _do(self, peer: Peer, action: object) -> None:
         match action:
             case Send(to, Envelope() as message):
-                body = _body(message)
+                body, frame = self._opened(message)
                 self.on_event(type(body).__name__, peer)
                 if peer.alive:
                     self.watch.sent(peer.id, body)
-                    self.deliver(peer.id, to, _frame(message))
+                    self.deliver(peer.id, to, frame)
             case SetTimer(key, delay):
                 stamp = peer.timers[key] = self._count + 1
                 self._later(peer, delay, lambda: self._timer(peer, key, stamp))
@@ -312,6 +316,12 @@ class Swarm:
             case _:
                 raise AssertionError(f"an action without a driver: {action}")
 
+    def _opened(self, envelope: Envelope) -> tuple[object, bytes]:
+        """What is in an envelope, and its frame; a broadcast is opened once."""
+        if self._last is None or envelope is not self._last[0]:
+            self._last = envelope, envelope.message(), encode(envelope)
+        return self._last[1:]
+
     def _later(self, peer: Peer, delay: float, call: Callable[[], None]) -> None:
         life = peer.life
         self.at(delay, lambda: call() if peer.life == life and peer.alive else None)
@@ -335,16 +345,23 @@ class Swarm:
         mine = self.updates.setdefault((cohort.roster.round_sid, peer.id), {})
         limit = levels(self.params.layout.ring_bits, cohort.roster.largest)
         for chunk, receivers in plan:
-            signed = source.integers(-limit, limit + 1, self.params.layout.words(chunk))
+            signed = source.integers(-limit, limit + 1, self.params.layout.words(chunk), self.word)
             if chunk == self.params.layout.trailer:
-                signed = pack(Statistics(cohort.tokens, 1.5, 1.5, 0.5, 0.0, 10)).astype(np.int64)
+                signed = pack(Statistics(cohort.tokens or 1, 1.5, 1.5, 0.5, 0.0, 10)).astype(np.int64)
             mine[chunk] = signed
             ring = signed.astype(self.params.layout.dtype(chunk))
             cohort.mask(chunk, ring)
             self._ship(peer, cohort.payload(BulkKind.MASKED, chunk), receivers)
             if not peer.alive:
                 return
-        self._later(peer, 0.05, lambda: self._call(peer, lambda p: p.uploaded(sid)))
+        self._later(peer, self._uploading(peer), lambda: self._uploaded(peer, cohort))
+
+    def _uploading(self, peer: Peer) -> float:
+        """Seconds until all that a peer just handed over has left it."""
+        return 0.05
+
+    def _uploaded(self, peer: Peer, cohort: Cohort) -> None:
+        self._call(peer, lambda p: p.uploaded(cohort.sid))
 
     def _ship(self, peer: Peer, chunk: Chunk, receivers: Iterable[PeerId]) -> None:
         frame = b"".join(bytes(part) for part in chunk.parts())
@@ -459,8 +476,11 @@ class Swarm:
 
     def reached(self, round_: int, peers: Iterable[PeerId] | None = None) -> bool:
         """Whether all (living) peers hold the state of at least this round's chain position."""
-        chosen = [self.peers[p] for p in (peers if peers is not None else self.order)]
-        living = [p for p in chosen if p.alive]
-        return bool(living) and all(
-            p.participant is not None and p.participant.round > round_ and p.participant.settled for p in living
-        )
+        living = False
+        for peer in peers if peers is not None else self.order:
+            participant = self.peers[peer].participant
+            if participant is not None:
+                if participant.round <= round_ or not participant.settled:
+                    return False
+                living = True
+        return living

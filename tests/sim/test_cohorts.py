@@ -22,7 +22,7 @@ from dht.errors import Refusal
 from dht.identity import PeerId
 from dht.wire import decode_as, encode
 from tests.averaging.words import wide_bytes
-from tests.sim.faults import memoised
+from tests.sim.cheap import memoised
 from tests.sim.swarm import Peer, Swarm
 
 PEERS, TARGET = 18, 6

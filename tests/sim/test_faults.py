@@ -11,8 +11,9 @@ import pytest
 
 from tests.fault.reliability import Row, table, write
 from tests.sim.cases import DELTA, PEERS, USUAL, Case, started
+from tests.sim.cheap import memoised
 from tests.sim.cohort_cases import ALL_FAULTS, play
-from tests.sim.faults import FaultSwarm, longest_round, memoised
+from tests.sim.faults import FaultSwarm, longest_round
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from dht.errors import ProtocolError
 from dht.identity import PeerId
 from dht.wire import decode, encode
 from tests.averaging.words import wide_bytes
-from tests.sim.faults import memoised
+from tests.sim.cheap import memoised
 from tests.sim.swarm import Peer, Swarm
 
 
