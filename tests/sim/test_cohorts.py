@@ -145,7 +145,7 @@ def test_one_death_at_any_step_costs_no_sum(step, seed):
 
 @pytest.mark.parametrize("step", ["upload", "Vote", "reduce", "Result"])
 def test_a_cohort_that_loses_too_many_is_left_out_and_its_members_follow(step):
-    swarm = started(11)
+    swarm = started(12)
     deaths = Deaths(swarm, step, victims=2)
     allowed: list[frozenset[PeerId]] = []
 
