@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from averaging.messages import Manifest, Receipt, Seating, Shares, SumHashes, Survivors, Unmask, Vote
@@ -125,6 +126,35 @@ class Case:
         self.swarm.fired[self.fault] += count
         self.calm = max(self.calm, self.swarm.now)
 
+    def dies_at(
+        self,
+        step: tuple[str, int],
+        victims: int,
+        chosen: Collection[PeerId],
+        leaders: Collection[str],
+        back: float | None,
+    ) -> None:
+        """SIGKILL that many members as they come to a step: of those chosen, or whoever leads where only one sends
+        it. They come back after `back` seconds, if at all. Returns when all are struck, or after 40 s.
+        """
+        swarm, (name, before) = self.swarm, step
+        seen: Counter[PeerId] = Counter()
+
+        def strike(event: str, peer: Peer) -> None:
+            meant = event == name and (event in leaders or peer.id in chosen)
+            if not meant or len(self.struck) >= victims or peer.id in self.struck:
+                return
+            seen[peer.id] += 1
+            if seen[peer.id] == before + 1:
+                self.struck.add(peer.id)
+                self.fires()
+                swarm.crash(peer.id)
+                if back is not None:
+                    swarm.at(back, lambda: swarm._boot(peer))
+
+        swarm.on_event = strike
+        swarm.run(lambda: len(self.struck) >= victims, 40)
+
     def run_until(self, moment: float) -> None:
         """Let virtual time pass."""
         self.swarm.at(moment - self.swarm.now, lambda: None)
@@ -161,30 +191,14 @@ class Case:
 
 def kill(step: str) -> Callable[[str, int], Outcome]:
     """SIGKILL of 1 to delta + 1 members in a step (the seed says how many); they come back after a while, or not."""
-    name, before = STEPS[step]
 
     def case(fault: str, seed: int) -> Outcome:
         it = Case(fault, seed)
         swarm, victims = it.swarm, 1 + seed % (DELTA + 1)
         back = it.draw.choice((None, it.draw.uniform(1, 20)))
         first = swarm.height() + 1
-        seen: dict[PeerId, int] = {}
-        chosen = set(it.some(victims)) if seed % 2 else set(swarm.order)
-
-        def strike(event: str, peer: Peer) -> None:
-            alone = event in ("Seating", "Survivors", "Proposal")  # only a leader sends it
-            if event != name or len(it.struck) >= victims or not (alone or peer.id in chosen):
-                return
-            seen[peer.id] = seen.get(peer.id, 0) + 1
-            if seen[peer.id] == before + 1 and peer.id not in it.struck:
-                it.struck.add(peer.id)
-                it.fires()
-                swarm.crash(peer.id)
-                if back is not None:
-                    swarm.at(back, lambda: swarm._boot(peer))
-
-        swarm.on_event = strike
-        swarm.run(lambda: len(it.struck) >= victims, 40)
+        chosen = it.some(victims) if seed % 2 else swarm.order
+        it.dies_at(STEPS[step], victims, chosen, ("Seating", "Survivors", "Proposal"), back)
         return it.finish(max(first, swarm.height() + 1 if not it.struck else first))
 
     return case

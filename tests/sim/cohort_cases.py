@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from tests.sim.cases import FAULTS, Case, Outcome, through_first_round
 from tests.sim.faults import FaultSwarm
-from tests.sim.swarm import Peer
 
 PEERS, TARGET = 18, 6
 
@@ -25,12 +24,10 @@ STEPS: dict[str, tuple[str, int]] = {
     "head before its total": ("total", 0),
     "apply": ("apply", 0),
 }
-_LEADERS_ONLY = ("Seating", "Inclusion", "Included")
 
 
 def kill(step: str) -> Callable[[str, int], Outcome]:
     """SIGKILL of one or two members in a step; they come back after a while, or not."""
-    name, before = STEPS[step]
 
     def case(fault: str, seed: int) -> Outcome:
         swarm = through_first_round(FaultSwarm(PEERS, seed, target=TARGET, minimum=4))
@@ -38,23 +35,7 @@ def kill(step: str) -> Callable[[str, int], Outcome]:
         victims = 1 + seed % 2
         back = it.draw.choice((None, it.draw.uniform(1, 20)))
         first = swarm.height() + 1
-        seen: dict[bytes, int] = {}
-        chosen = set(it.some(victims))
-
-        def strike(event: str, peer: Peer) -> None:
-            meant = peer.id in chosen or name in _LEADERS_ONLY
-            if event != name or len(it.struck) >= victims or peer.id in it.struck or not meant:
-                return
-            seen[peer.id] = seen.get(peer.id, 0) + 1
-            if seen[peer.id] == before + 1:
-                it.struck.add(peer.id)
-                it.fires()
-                swarm.crash(peer.id)
-                if back is not None:
-                    swarm.at(back, lambda: swarm._boot(peer))
-
-        swarm.on_event = strike
-        swarm.run(lambda: len(it.struck) >= victims, 40)
+        it.dies_at(STEPS[step], victims, it.some(victims), ("Seating", "Inclusion", "Included"), back)
         return it.finish(first)
 
     return case
