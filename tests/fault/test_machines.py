@@ -10,20 +10,15 @@ import os
 import resource
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.fault.processes import PATIENCE, Swarm, children
+from tests.fault.processes import Swarm, children, one_swarm
 from tests.fault.proxy import Proxies, Way
 from tests.fault.run import Run, make_manifest
 
-pytestmark = [
-    pytest.mark.timeout(4 * PATIENCE),
-    pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"),
-    pytest.mark.xdist_group("swarm of machines"),
-]
+pytestmark = one_swarm("swarm of machines")
 PEERS = 4
 
 
