@@ -89,18 +89,34 @@ class AnyNumbers(Plot):
         evil.arena.updates[cohort.sid, evil.peer_id][chunk] = np.full(ring.size, value)
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.5])  # at 2.5 some of 20,000 random sums are beyond what all can reach
+class HalfTheClip(Plot):
+    """Honest, with an update within half the clip: seven of them and 2.5 clips are less than eight can reach."""
+
+    def encode(self, evil: EvilPeer, chunk: int, ring: Any) -> None:
+        cohort = evil.in_cohort
+        assert cohort is not None
+        if chunk == evil.params.layout.trailer:
+            return
+        mine = evil.arena.updates[cohort.sid, evil.peer_id]
+        mine[chunk] //= 2
+        assert 2 * np.abs(mine[chunk]).max() <= levels(evil.params.layout.ring_bits, len(cohort.peers)) + 1
+        ring[:] = mine[chunk].astype(ring.dtype)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5])
 def test_values_beyond_the_clip_that_all_together_could_have_made_are_in_everybodys_model(factor: float) -> None:
     """A liar moves each coordinate by more than its share, and nothing shows it: see what is not protected.
 
     The oracle counts what the liar uploaded: the sum of that is exact, and everybody has it.
     """
     arena = started()
+    arena.plots |= dict.fromkeys(arena.order, HalfTheClip())
     plot = arena.corrupt(AnyNumbers(factor), arena.order[4])
     arena.goes_on(1)
-    assert plot.told["poisoned"] >= 5
+    assert plot.told["poisoned"] >= arena.params.layout.chunks
     (record,) = arena.records[2].values()
-    assert not record.void and all(refused.refusal is Refusal.STALE for refused in arena.refused)
+    assert not record.void and arena.order[4] in record.members() and len(record.survivors) == 8
+    assert all(refused.refusal is Refusal.STALE for refused in arena.refused)
 
 
 @pytest.mark.parametrize("factor", [7.9, -7.9])

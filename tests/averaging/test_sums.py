@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -143,6 +144,11 @@ def test_signed_means_all_that_is_owed():
     for author in range(3):
         signed(sums, author)
     assert sums.all_signed
+
+
+def test_who_has_no_sum_to_make_is_not_waited_for():
+    sums = Sums(LAYOUT, replace(DUTIES, members=DUTIES.members + 1), due)
+    assert sums.signed_by(DUTIES.members)
 
 
 def test_a_liar_cannot_sign_for_the_others():

@@ -5,7 +5,6 @@ python -m tests.fault.net_matrix --write     adds its rows to `docs/reliability.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from tests.fault.namespaces import CannotRunError, Machines
 from tests.fault.processes import Swarm
 from tests.fault.real_matrix import Hits, divergent, void_after
-from tests.fault.reliability import PAGE, write_net
+from tests.fault.reliability import options, write_net
 from tests.fault.run import Run
 
 PEERS = 5
@@ -23,12 +22,6 @@ AWAY = (3, 4)
 SPLIT_FOR = 30.0
 QUIET = 10.0  # seconds at the end of a split in which nobody may have certified anything
 SLOW = 2.0  # Mbit/s
-
-
-def pause(run: Run, seconds: float) -> None:
-    """Let the swarm go on for so long; AssertionError when a peer ends."""
-    until = time.monotonic() + seconds
-    run.swarm.wait("the time it takes", lambda: time.monotonic() >= until, run.peers)
 
 
 def slow(run: Run, machines: Machines) -> bool:
@@ -44,9 +37,9 @@ def slow(run: Run, machines: Machines) -> bool:
 def split(run: Run, machines: Machines) -> bool:
     """Three and two peers, neither of them a quorum, for 30 s; whether the network was cut: no round got through."""
     machines.split(AWAY)
-    pause(run, SPLIT_FOR - QUIET)
+    run.pause(SPLIT_FOR - QUIET, run.peers)
     head = run.head()
-    pause(run, QUIET)
+    run.pause(QUIET, run.peers)
     quiet = run.head() == head
     machines.heal()
     return quiet
@@ -81,20 +74,16 @@ def play(folder: Path, times: int) -> list[Hits]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 when every fault came true and every promise was kept, 2 when this system cannot do it."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fault.net_matrix", description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=1, help="repetitions of each fault (1)")
-    parser.add_argument("--write", action="store_true", help=f"write the rows to {PAGE.name}")
-    parser.add_argument("--folder", type=Path, help="an empty folder that keeps the peers' events and files")
-    options = parser.parse_args(arguments)
+    chosen = options("tests.fault.net_matrix", __doc__, 1).parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            rows = play(options.folder or Path(scratch), options.times)
+            rows = play(chosen.folder or Path(scratch), chosen.times)
     except CannotRunError as error:
         print(f"cannot run here: {error}", file=sys.stderr)
         return 2
     lines = [row.line() for row in rows]
     print("\n".join(lines))
-    if options.write:
+    if chosen.write:
         write_net(lines)
     return 0 if all(row.good for row in rows) else 1
 

@@ -14,9 +14,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 150.0
 """Seconds for what takes a few on an idle machine. Only a failing test waits that long."""
+
+
+def one_swarm(name: str) -> list[pytest.MarkDecorator]:
+    """Marks of a module whose tests share a swarm, which one worker of pytest runs in their order."""
+    return [
+        pytest.mark.timeout(4 * PATIENCE),
+        pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"),
+        pytest.mark.xdist_group(name),
+    ]
 
 
 class Process:

@@ -9,7 +9,6 @@ of them in its next round, as soon as it reports the phase, and waits until it s
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from peer.events import STEPS
 from tests.fault.processes import Process, Swarm, last_words
-from tests.fault.reliability import PAGE, write_real
+from tests.fault.reliability import options, write_real
 from tests.fault.run import Run
 
 PEERS = 4
@@ -87,8 +86,8 @@ def stop(target: Target) -> bool:
     run, victim = target.run, target.process
     victim.stop_at(target.is_now)
     run.swarm.wait("the stop", lambda: victim.state() == "T", run.others(target.index))
-    fired, until = target.hit_in_time(), time.monotonic() + STOPPED_FOR
-    run.swarm.wait("the time it takes", lambda: time.monotonic() >= until, run.others(target.index))
+    fired = target.hit_in_time()
+    run.pause(STOPPED_FOR, run.others(target.index))
     fired &= victim.state() == "T"
     victim.process.send_signal(signal.SIGCONT)
     return fired
@@ -142,18 +141,15 @@ def play(faults: Sequence[str], times: int, folder: Path) -> list[Hits]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 when every fault came true and every promise was kept."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fault.real_matrix", description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=3, help="repetitions of each fault (3)")
+    parser = options("tests.fault.real_matrix", __doc__, 3)
     parser.add_argument("--only", default="", help="faults whose name contains this text")
-    parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
-    parser.add_argument("--folder", type=Path, help="an empty folder that keeps the peers' events and files")
-    options = parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or Path(scratch)
-        rows = play([fault for fault in KILLS | STOPS if options.only in fault], options.times, folder)
+        folder = chosen.folder or Path(scratch)
+        rows = play([fault for fault in KILLS | STOPS if chosen.only in fault], chosen.times, folder)
     lines = [row.line() for row in rows]
     print("\n".join(lines))
-    if options.write:
+    if chosen.write:
         write_real(lines)
     return 0 if rows and all(row.good for row in rows) else 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,15 @@ def write_real(lines: Sequence[str], page: Path = PAGE) -> None:
 def write_net(lines: Sequence[str], page: Path = PAGE) -> None:
     """Put the figures of network namespaces into the page. Raises ValueError when it has no place for them."""
     _put("namespaces", "\n".join([_REAL_HEAD, *lines]), page)
+
+
+def options(module: str, doc: str, times: int) -> argparse.ArgumentParser:
+    """The command line of a matrix of real processes."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
+    parser.add_argument("--times", type=int, default=times, help=f"repetitions of each fault ({times})")
+    parser.add_argument("--write", action="store_true", help=f"write the rows to {PAGE.name}")
+    parser.add_argument("--folder", type=Path, help="an empty folder that keeps the peers' events and files")
+    return parser
 
 
 def _put(name: str, text: str, page: Path) -> None:

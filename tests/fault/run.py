@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,6 +114,11 @@ class Run:
 
     def others(self, index: int) -> list[Process]:
         return [peer for other, peer in enumerate(self.peers) if other != index]
+
+    def pause(self, seconds: float, peers: Sequence[Process]) -> None:
+        """Let the swarm go on for so long; AssertionError when one of these peers ends."""
+        until = time.monotonic() + seconds
+        self.swarm.wait("the time it takes", lambda: time.monotonic() >= until, peers)
 
     def head(self) -> int:
         """The newest round that anybody has reported."""

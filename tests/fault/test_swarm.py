@@ -7,19 +7,14 @@ than all of its rounds.
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.fault.processes import PATIENCE, Swarm, children, last_words, running
+from tests.fault.processes import Swarm, children, last_words, one_swarm, running
 from tests.fault.run import Run
 
-pytestmark = [
-    pytest.mark.timeout(4 * PATIENCE),
-    pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"),
-    pytest.mark.xdist_group("swarm of processes"),
-]
+pytestmark = one_swarm("swarm of processes")
 PEERS = 5
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from averaging.chain import Chain
 from averaging.record import Record
 from dht.wire import digest
+from peer.learner import Learner
 from peer.manifest import Manifest
 from peer.state import CanonicalState
 
@@ -114,5 +116,25 @@ def oracle_state(
 
 
 def frozen(state: CanonicalState) -> Any:
+    """A copy of what a state holds, with its root."""
     arrays = {name: getattr(state, name).copy() for name in ("parameters", "momentum", "scales")}
-    return SimpleNamespace(**arrays, schema=state.schema)
+    return SimpleNamespace(**arrays, schema=state.schema, root=state.root())
+
+
+def remember_states(learner: Learner) -> list[Any]:
+    """The state that a learner holds now, and from now on each one that it adopts, frozen as it does."""
+    states, adopted = [frozen(learner.state)], learner._adopted
+
+    def remember(record: Record, chain: Chain) -> None:
+        states.append(frozen(learner.state))
+        adopted(record, chain)
+
+    learner._adopted = remember  # type: ignore[method-assign]
+    return states
+
+
+def check_state(state: Any, expected: tuple[np.ndarray, ...], record: Record) -> None:
+    """A state holds these (parameters, momentum, scales) bit for bit, and it is the one that the record names."""
+    for name, array in zip(("parameters", "momentum", "scales"), expected, strict=True):
+        assert getattr(state, name).tobytes() == array.tobytes(), f"{name} of round {record.round}"
+    assert record.state_root == state.root == oracle_root(state.schema.header, *expected)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from averaging.chain import Chain
-from averaging.record import Record
-from tests.peer.learner_oracle import frozen, oracle_root, oracle_state
+from tests.peer.learner_oracle import check_state, oracle_state, remember_states
 from tests.peer.swarm_in_process import Swarm
 
 SHIFT = 4
@@ -15,14 +13,7 @@ SHIFT = 4
 
 async def test_two_cohorts_add_up_to_one_state(tmp_path: Path):
     async with Swarm(7, tmp_path, target=4) as swarm:  # cohorts of four and of three
-        first = swarm.peers[0].learner
-        states, adopted = [frozen(first.state)], first._adopted
-
-        def remember(record: Record, chain: Chain) -> None:
-            states.append(frozen(first.state))
-            adopted(record, chain)
-
-        first._adopted = remember  # type: ignore[method-assign]
+        states = remember_states(swarm.peers[0].learner)
         await swarm.reach(3)
         chain = swarm.peers[0].participant.chain
         assert chain is not None
@@ -33,8 +24,6 @@ async def test_two_cohorts_add_up_to_one_state(tmp_path: Path):
             rings = [peer.encoded[record.sid] for peer in swarm.peers if peer.id in record.members()]
             assert len(rings) == len(record.survivors) >= 6
             expected = oracle_state(states[number - 1], rings, record, 4, swarm.manifest, SHIFT)
-            for name, array in zip(("parameters", "momentum", "scales"), expected, strict=True):
-                assert getattr(states[number], name).tobytes() == array.tobytes(), f"{name} of round {number}"
-            assert record.state_root == oracle_root(states[0].schema.header, *expected)
+            check_state(states[number], expected, record)
         assert len({peer.learner.store.chunk(3, 1) for peer in swarm.peers}) == 1
         assert swarm.network.refused == []

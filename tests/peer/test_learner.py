@@ -13,11 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from averaging.chain import Chain
-from averaging.record import Record
 from dht.errors import StorageError
 from peer.history import certify
-from tests.peer.learner_oracle import frozen, oracle_levels, oracle_root, oracle_state, signed
+from tests.peer.learner_oracle import (
+    check_state,
+    frozen,
+    oracle_levels,
+    oracle_state,
+    remember_states,
+    signed,
+)
 from tests.peer.learner_table import TOKENS, Table, fetch, sent
 from tests.peer.swarm_in_process import (
     BATCH,
@@ -34,17 +39,7 @@ from tests.peer.swarm_in_process import (
 
 async def test_the_next_state_is_what_the_survivors_integers_say(tmp_path: Path):
     async with Swarm(5, tmp_path) as swarm:
-        states = [frozen(swarm.peers[0].learner.state)]
-        commits: list[bytes] = []
-        first = swarm.peers[0].learner
-        adopted = first._adopted
-
-        def remember(record: Record, chain: Chain) -> None:
-            states.append(frozen(first.state))
-            commits.append(first.state.root())
-            adopted(record, chain)
-
-        first._adopted = remember  # type: ignore[method-assign]
+        states = remember_states(swarm.peers[0].learner)
         await swarm.reach(3)
         chain = swarm.peers[0].participant.chain
         assert chain is not None
@@ -53,9 +48,7 @@ async def test_the_next_state_is_what_the_survivors_integers_say(tmp_path: Path)
             assert len(record.survivors) == 5 and not record.void and not record.lost_chunks
             rings = [peer.encoded[record.sid] for peer in swarm.peers if peer.id in record.members()]
             expected = oracle_state(states[number - 1], rings, record, 5, swarm.manifest)
-            for name, array in zip(("parameters", "momentum", "scales"), expected, strict=True):
-                assert getattr(states[number], name).tobytes() == array.tobytes(), f"{name} of round {number}"
-            assert record.state_root == commits[number - 1] == oracle_root(states[0].schema.header, *expected)
+            check_state(states[number], expected, record)
             assert not np.array_equal(states[number].parameters, states[number - 1].parameters)
         assert swarm.network.refused == []
         assert len({peer.learner.store.chunk(3, 1) for peer in swarm.peers}) == 1

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from averaging.messages import AuditShares, SumHashes, Unmask, Vote
+from averaging.params import tolerated
+from averaging.survivors import bits
 from dht.identity import PeerId
 
 if TYPE_CHECKING:
     from tests.sim.swarm import Swarm
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One peer released its shares: when, and whose sums count in its cohort from then on."""
+
+    moment: float
+    reducers: frozenset[PeerId]
+    members: int
+    alone: bool
+    """Whether its cohort is the only one."""
 
 
 class Watch:
@@ -23,7 +37,9 @@ class Watch:
         self._released: dict[tuple[bytes, PeerId], Unmask] = {}
         self._opened: dict[tuple[int, PeerId], bytes] = {}
         self._votes: dict[tuple[bytes, int], dict[Vote, set[PeerId]]] = defaultdict(lambda: defaultdict(set))
-        self._signed: dict[bytes, set[int]] = defaultdict(set)
+        self._signed: dict[bytes, dict[PeerId, set[int]]] = defaultdict(lambda: defaultdict(set))
+        self._openings: dict[tuple[bytes, PeerId], Opened] = {}
+        self._audited: set[tuple[bytes, PeerId]] = set()
 
     def sent(self, sender: PeerId, message: object) -> None:
         """A peer sends this."""
@@ -31,18 +47,33 @@ class Watch:
         if isinstance(message, Vote):
             self._votes[message.sid, message.survivors][message].add(sender)
         elif isinstance(message, SumHashes):
-            self._signed[message.sid].update(c for c in message.chunks if c < self._swarm.params.layout.total_chunks)
+            self._signed[message.sid][sender].update(message.chunks)
         if sender in self.liars:
             return
         if isinstance(message, Unmask):
             self._unmask(sender, message)
-        elif isinstance(message, AuditShares):
-            # A sum that was given up binds nobody: it is zero for everyone, and none is taken any more.
-            participant = self._swarm.peers[sender].participant
-            cohort = participant.cohort(message.sid) if participant is not None else None  # of this round or the last
-            settled = self._signed[message.sid].union(cohort.sums.lost if cohort is not None else ())
-            missing = self._swarm.params.layout.total_chunks - len(settled)
-            self._rule(missing == 0, f"{sender.short} opened its audit shares with {missing} sums unsigned")
+        elif isinstance(message, AuditShares) and (message.sid, sender) not in self._audited:
+            self._audited.add((message.sid, sender))  # the first one that leaves is the earliest
+            self._audit(sender, message.sid)
+
+    def _audit(self, sender: PeerId, sid: bytes) -> None:
+        opened = self._openings.get((sid, sender))
+        if opened is None:
+            return self._rule(False, f"{sender.short} opened its audit shares before any other")
+        signed = set[int]().union(*(self._signed[sid][reducer] for reducer in opened.reducers))
+        missing = set(range(self._swarm.params.layout.total_chunks)) - signed
+        if missing and opened.alone and self._swarm.now >= self._given_up(opened):
+            self.seen["sums given up"] += 1
+        else:
+            self._rule(not missing, f"{sender.short} opened its audit shares with {len(missing)} sums unsigned")
+
+    def _given_up(self, opened: Opened) -> float:
+        """When a sum that nobody signed is zero for everyone and is not taken any more: its reducer and all who may
+        stand in for it had their time. Sums of one among several cohorts are never given up.
+        """
+        limits = self._swarm.params.deadlines
+        patience = limits.unmask + (tolerated(opened.members) + 2) * limits.sums
+        return opened.moment + patience - 1e-6  # timers add up in floats
 
     def _unmask(self, sender: PeerId, message: Unmask) -> None:
         cohort = self._swarm.cohort_of(sender)
@@ -51,9 +82,13 @@ class Watch:
         self._rule(same, f"{sender.short} released shares twice in one sid")
         only = self._opened.setdefault((cohort.roster.round, sender), message.sid) == message.sid
         self._rule(only, f"{sender.short} opened two sids of round {cohort.roster.round}")
-        votes = self._votes[message.sid, message.survivors].values()
-        enough = any(len(voters) >= cohort.threshold for voters in votes)
-        self._rule(enough, f"{sender.short} released shares without {cohort.threshold} votes")
+        votes = self._votes[message.sid, message.survivors].items()
+        certified = [vote for vote, voters in votes if len(voters) >= cohort.threshold]
+        self._rule(bool(certified), f"{sender.short} released shares without {cohort.threshold} votes")
+        for vote in certified:
+            reducers = frozenset(cohort.peers[i] for i in bits(vote.reducers))
+            opened = Opened(self._swarm.now, reducers, len(cohort.peers), cohort.roster.alone)
+            self._openings.setdefault((message.sid, sender), opened)
 
     def _rule(self, holds: bool, text: str) -> None:
         if not holds:

@@ -1,0 +1,202 @@
+"""What happens between a cohort's sum and the total: heirs keep sums, parts come early, who is waited for is pinged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from averaging.across import Across
+from averaging.bulk import BulkKind, parse
+from averaging.record import Record
+from dht.identity import PeerId
+from tests.sim.faults import FaultSwarm, memoised
+from tests.sim.swarm import Peer
+
+PEERS, TARGET = 18, 6
+
+
+@pytest.fixture(autouse=True)
+def _fast() -> Iterator[None]:
+    with memoised():
+        yield
+
+
+def started(seed: int) -> FaultSwarm:
+    """Three cohorts of six after their first round. No total is recounted: nobody asks for a part without need."""
+    swarm = FaultSwarm(PEERS, seed, target=TARGET, minimum=4, audit_share=0.0)
+    swarm.start()
+    assert swarm.run(lambda: swarm.reached(1), 120)
+    return swarm
+
+
+def across(peer: Peer) -> Across:
+    """A living peer's part in adding up the cohorts."""
+    assert peer.participant is not None and peer.participant.current is not None
+    attempt = peer.participant.current.attempt
+    assert attempt is not None and attempt.across is not None
+    return attempt.across
+
+
+def next_record(swarm: FaultSwarm, round_: int, dead: set[PeerId]) -> Record:
+    """The one record of a round that everybody else goes through."""
+    living = [peer for peer in swarm.order if peer not in dead]
+    assert swarm.run(lambda: swarm.reached(round_, living), 200)
+    swarm.check()
+    (record,) = swarm.records[round_].values()
+    return record
+
+
+@pytest.mark.parametrize("cohort", [0, 1, 2])
+def test_heirs_have_the_sums_of_an_owner_that_dies_with_its_neighbour_before_it_sends_them(cohort):
+    """The neighbour has the only copy of the owner's masked chunks, so nobody could make its sum once more."""
+    swarm, owner = started(cohort), (cohort + 1) % 3  # both send their sums to heads in other cohorts
+    round_ = swarm.height() + 1
+    dead: dict[PeerId, int] = {}
+
+    def strike(name: str, peer: Peer) -> None:
+        if name != "part" or across(peer).roster.index != cohort or swarm.height() >= round_:
+            return
+        member = across(peer).roster.peers.index(peer.id)
+        if member in (owner, owner + 1):
+            dead[peer.id] = member
+            swarm.crash(peer.id)
+
+    swarm.on_event = strike
+    assert swarm.run(lambda: len(dead) == 2, 60)
+    assert sorted(dead.values()) == [owner, owner + 1]
+    record = next_record(swarm, round_, set(dead))
+    assert not record.void
+    assert record.left_out == record.lost_chunks == ()
+    assert len(record.survivors) == PEERS
+
+
+class EarlyParts:
+    """Sees which sums left for their heads while the sender did not know yet which cohorts are included."""
+
+    def __init__(self, swarm: FaultSwarm) -> None:
+        self.swarm, self.left, self.came = swarm, set[tuple[PeerId, int]](), set[tuple[PeerId, int]]()
+        swarm.tamper = self._sent
+
+    def _sent(self, sender: PeerId, to: PeerId, frame: bytes) -> bytes:
+        peer, head = self.swarm.peers[sender], self.swarm.peers[to]
+        if frame[0] == BulkKind.PART:
+            chunk = parse(memoryview(frame)).index
+            if across(peer).results is None:
+                self.left.add((sender, chunk))
+            if across(head).results is None:
+                self.came.add((sender, chunk))
+        return frame
+
+
+def test_a_sum_that_left_early_is_not_lost_with_its_owner_and_both_heirs():
+    """They die when the first proposal of what is included leaves: nobody but its head has that sum any more."""
+    swarm = started(4)
+    round_, early = swarm.height() + 1, EarlyParts(swarm)
+    dead: list[PeerId] = []
+    alone: list[tuple[PeerId, int]] = []
+
+    def strike(name: str, peer: Peer) -> None:
+        if name != "Inclusion" or dead or swarm.height() >= round_:
+            return
+        mine = across(peer)
+        cohort = (mine.roster.index + 1) % 3
+        peers = mine.roster.cohort(cohort)
+        owner = (cohort + 1) % 3  # the head of its chunk, and of the first heir's, is in another cohort
+        assert mine.owners.heads(owner)[0] not in peers
+        alone.append((peers[owner], owner))
+        dead.extend(peers[owner : owner + 3])
+        for victim in dead:
+            swarm.crash(victim)
+
+    swarm.on_event = strike
+    assert swarm.run(lambda: bool(dead), 60)
+    assert set(alone) <= early.left & early.came
+    record = next_record(swarm, round_, set(dead))
+    assert not record.void
+    assert record.left_out == record.lost_chunks == ()
+    assert len(record.survivors) == PEERS
+
+
+def test_parts_that_came_early_are_not_asked_for_again():
+    swarm = started(5)
+    round_, early = swarm.height() + 1, EarlyParts(swarm)
+    before = swarm.watch.seen["Wanted"]
+    record = next_record(swarm, round_, set())
+    assert len(early.left) == len(early.came) == (3 - 1) * swarm.params.layout.total_chunks
+    assert not record.void and record.lost_chunks == ()
+    assert swarm.watch.seen["Wanted"] == before
+
+
+# --- pings ----------------------------------------------------------------------------------------------------------
+
+NOTICED = 1.5
+"""Seconds in which a transport finds out that nobody acknowledges what it sends."""
+
+
+def vanish(swarm: FaultSwarm, peer: Peer) -> None:
+    """Its machine loses power: no connection breaks, and only who sends something to it from now on can notice."""
+    swarm.silent_deaths = True
+    swarm.crash(peer.id)
+    swarm.at(0.1, lambda: swarm.partition({peer.id}))  # what it said before arrives
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_head_that_vanishes_is_suspected_soon_by_those_who_wait_for_its_totals(seed):
+    """They have sent it all that they owe it, so a ping tells them, and not the deadline for totals."""
+    swarm = started(seed)
+    round_, limits = swarm.height() + 1, swarm.params.deadlines
+    assert limits.survivors + NOTICED < limits.sums
+    heads: list[Peer] = []
+    gone: list[float] = []
+
+    def strike(name: str, peer: Peer) -> None:
+        if name == "add-up" and not heads and swarm.height() < round_:
+            heads.append(peer)
+            swarm.at(0.5, lambda: (vanish(swarm, peer), gone.append(swarm.now)))  # all know by then whom to wait for
+
+    def no_totals(sender: PeerId, to: PeerId, frame: bytes) -> bytes | None:
+        return None if frame[0] == BulkKind.TOTAL and sender in [head.id for head in heads] else frame
+
+    swarm.on_event, swarm.tamper = strike, no_totals
+    assert swarm.run(lambda: bool(gone), 60)
+    (dead,) = (head.id for head in heads)
+    waiting = [peer for peer in swarm.order if peer != dead and dead in across(swarm.peers[peer]).roster.peers]
+    assert all(across(swarm.peers[peer]).totals.missing for peer in waiting)
+    pings = swarm.watch.seen["Ping"]
+    noticed = swarm.run(
+        lambda: all(dead in across(swarm.peers[peer])._suspects for peer in waiting), limits.survivors + NOTICED
+    )
+    assert noticed, "nobody noticed"
+    assert swarm.fired["silent death"] > 0 and swarm.watch.seen["Ping"] > pings
+    assert next_record(swarm, round_, {dead}).lost_chunks == ()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_members_that_vanish_before_their_result_are_suspected_soon_by_the_coordinator(seed):
+    """Two of six: their cohort can be proven no more, and the coordinator does not wait for its deadline to see it."""
+    swarm = started(seed)
+    round_, limits = swarm.height() + 1, swarm.params.deadlines
+    dead: list[PeerId] = []
+    coordinator: list[Peer] = []
+
+    def strike(name: str, peer: Peer) -> None:
+        if name != "Result" or len(dead) == 2 or swarm.height() >= round_:
+            return
+        first, *others = across(peer).coordinators
+        # It says nothing to members of another cohort before all results are in.
+        other_cohort = (across(swarm.peers[first]).roster.index + 1) % 3
+        if across(peer).roster.index == other_cohort and peer.id not in others:
+            coordinator[:] = [swarm.peers[first]]
+            dead.append(peer.id)
+            vanish(swarm, peer)
+
+    swarm.on_event = strike
+    assert swarm.run(lambda: len(dead) == 2, 60)
+    mine, pings = across(coordinator[0]), swarm.watch.seen["Ping"]
+    assert swarm.run(lambda: mine._result is not None, limits.sums)
+    noticed = swarm.run(lambda: mine._suspects >= set(dead), limits.survivors + NOTICED)
+    assert noticed, "nobody noticed"
+    assert swarm.fired["silent death"] > 0 and swarm.watch.seen["Ping"] > pings
+    record = next_record(swarm, round_, set(dead))
+    assert not record.void and len(record.left_out) == 1
