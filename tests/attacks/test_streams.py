@@ -17,8 +17,6 @@ from tests.dht.conftest import StartHost, Until, visited
 
 TAG = b"\xf0"
 STREAMS = 500
-# hivemind finds its daemon with importlib.resources.path
-pytestmark = pytest.mark.filterwarnings(r"ignore:path is deprecated:DeprecationWarning:hivemind\.p2p\.p2p_daemon")
 
 
 def is_closed(stream: socket.socket) -> bool:

@@ -22,8 +22,6 @@ from dht.link import RefusedError
 from tests.dht.conftest import StartHost, Until, echo, visited
 
 TAG = b"\xf0"
-# hivemind finds its daemon with importlib.resources.path
-pytestmark = pytest.mark.filterwarnings(r"ignore:path is deprecated:DeprecationWarning:hivemind\.p2p\.p2p_daemon")
 
 
 def free_port() -> int:
