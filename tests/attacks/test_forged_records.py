@@ -27,8 +27,6 @@ RUN = digest("a run that strangers attack")
 KEY = DHTID.generate(source=key_text(RUN))
 HONEST, FORGED, NODES = 50, 1000, 4
 CLOCK = SystemClock()
-# hivemind finds its daemon with importlib.resources.path
-pytestmark = pytest.mark.filterwarnings(r"ignore:path is deprecated:DeprecationWarning:hivemind\.p2p\.p2p_daemon")
 StartHost = Callable[..., Awaitable[Host]]
 
 

@@ -76,7 +76,9 @@ def test_a_newcomer_gets_in_while_others_knock_and_never_join() -> None:
         arena.at(0.5, knock)
 
     arena.at(0.0, knock)
-    arena.run(lambda: arena.height() >= 12, 200)
+    assert arena.run(lambda: arena.height() >= 12, 200)
+    heard = [arena.peer(peer)._knockers.keys() for peer in arena.order[:6]]
+    assert all(stranger.peer_id in knockers for knockers in heard for stranger in strangers(6))
     arena.start([late])
 
     def included() -> bool:
@@ -212,8 +214,7 @@ def test_a_convener_that_keeps_everybody_waiting_costs_a_bounded_time(reason: in
     plot = arena.corrupt(Stalling(reason), convener(chain.beacon, chain.committee(), 0))
     before = arena.now
     arena.goes_on(1)
-    assert plot.told["kept back"] > 0 or reason is not None
-    assert reason is None or plot.told["answer"] > 0
+    assert plot.told["kept back" if reason is None else "answer"] > 0
     (record,) = arena.records[2].values()
     assert not record.void and record.attempt > 0
     assert arena.now - before < 30 * arena.params.deadlines.join
@@ -263,8 +264,7 @@ def test_a_joiner_who_is_shown_stale_and_forged_histories_ends_on_the_certified_
     assert plot.told["old"] > 0
     liars = arena.watch.liars
     refused = {r.refusal for r in arena.refused if r.by == late and r.sender in liars}
-    noted = any("of 5 signatures" in note for note in arena.notes)
-    assert refused & {Refusal.BAD_CERTIFICATE, Refusal.EQUIVOCATION} or noted
+    assert Refusal.BAD_CERTIFICATE in refused
     chain, other = arena.peer(late).chain, arena.peer(arena.order[0]).chain
     assert chain is not None and other is not None
     common = min(chain.head.round, other.head.round)

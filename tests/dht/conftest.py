@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dht.host import Host
-from dht.identity import Identity
+from dht.identity import Identity, PeerId
 
 StartHost = Callable[..., Awaitable[Host]]
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -42,3 +42,18 @@ async def start_host(tmp_path: Path) -> AsyncIterator[StartHost]:
     yield start
     for host in hosts:
         await host.stop()
+
+
+async def echo(peer: PeerId, frame: memoryview) -> Sequence[bytes]:
+    """A request handler that answers what it was asked."""
+    return [bytes(frame)]
+
+
+async def visited(start_host: StartHost, *names: str) -> tuple[Host, list[Host], list[bytes]]:
+    """A host that echoes requests, hosts of these names that are connected to it, and the frames that it got."""
+    host, guests = await start_host("host"), [await start_host(name) for name in names]
+    got: list[bytes] = []
+    host.serve(lambda peer, frame: got.append(bytes(frame)), echo)
+    for guest in guests:
+        await guest.connect(host.addresses()[0])
+    return host, guests, got

@@ -22,7 +22,6 @@ from dht.sealed import SEAL_BYTES
 
 TAG = b"\xf0"
 GREETING = TICKET_BYTES + SEAL_BYTES
-pytestmark = pytest.mark.filterwarnings(r"ignore:path is deprecated:DeprecationWarning:hivemind\.p2p\.p2p_daemon")
 
 StartHost = Callable[..., Awaitable[Host]]
 Until = Callable[[Callable[[], bool]], Awaitable[None]]

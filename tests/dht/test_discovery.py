@@ -15,8 +15,6 @@ from dht.identity import Identity
 from dht.records import PeerRecord, key_text, seal_record
 
 RUN = bytes(range(32))
-# hivemind finds its daemon with importlib.resources.path
-pytestmark = pytest.mark.filterwarnings(r"ignore:path is deprecated:DeprecationWarning:hivemind\.p2p\.p2p_daemon")
 
 StartHost = Callable[..., Awaitable[Host]]
 StartNode = Callable[..., Awaitable[tuple[Host, Identity, Discovery]]]

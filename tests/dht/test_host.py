@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,9 @@ from dht.frames import BULK_CAP, Kind
 from dht.host import BULK, CONTROL, Host, Relay
 from dht.identity import Identity, PeerId
 from dht.link import RefusedError
+from tests.dht.conftest import StartHost, Until, echo, visited
 
 TAG = b"\xf0"
-# hivemind finds its daemon with importlib.resources.path
-pytestmark = pytest.mark.filterwarnings(r"ignore:path is deprecated:DeprecationWarning:hivemind\.p2p\.p2p_daemon")
-
-StartHost = Callable[..., Awaitable[Host]]
-Until = Callable[[Callable[[], bool]], Awaitable[None]]
-
-
-async def echo(peer: PeerId, frame: memoryview) -> Sequence[bytes]:
-    return [bytes(frame)]
 
 
 def free_port() -> int:
@@ -114,11 +105,7 @@ async def test_a_killed_daemon_fails_every_unacknowledged_send(start_host: Start
 async def test_an_oversized_frame_costs_its_sender_the_stream_and_nobody_else(
     start_host: StartHost, until: Until
 ) -> None:
-    host, bad, good = await start_host("host"), await start_host("bad"), await start_host("good")
-    got: list[bytes] = []
-    host.serve(lambda peer, frame: got.append(bytes(frame)), echo)
-    await bad.connect(host.addresses()[0])
-    await good.connect(host.addresses()[0])
+    host, (bad, good), got = await visited(start_host, "bad", "good")
     await good.send(host.peer_id, [TAG, b"before"])
 
     loop = asyncio.get_running_loop()

@@ -175,7 +175,6 @@ def test_no_bootstrap_is_worth_a_warning(config: PeerConfig) -> None:
     assert only(doctor.check_bootstrap, config).verdict == "warn"
 
 
-@pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning")  # in hivemind
 def test_each_bootstrap_address_gets_its_verdict(config: PeerConfig) -> None:
     peer = Identity.generate().peer_id
     with socket.create_server(("127.0.0.1", 0)) as server:
