@@ -350,13 +350,12 @@ class FrameStream:
         if self._seal is None or not self._unsealed:
             return False
         header, parts = self._unsealed.popleft()
-        plain = b"".join(parts)
-        size = HEADER_BYTES + SEAL_BYTES + (len(plain) + SEAL_BYTES if parts else 0)
+        size = HEADER_BYTES + SEAL_BYTES + (sum(map(len, parts)) + SEAL_BYTES if parts else 0)
         if len(self._record) < size:
             self._record = uninitialised(size)
-        self._seal.seal(header, self._record[: HEADER_BYTES + SEAL_BYTES])
+        self._seal.seal([header], self._record[: HEADER_BYTES + SEAL_BYTES])
         if parts:
-            self._seal.seal(plain, self._record[HEADER_BYTES + SEAL_BYTES : size])
+            self._seal.seal(parts, self._record[HEADER_BYTES + SEAL_BYTES : size])
         self._out.append(self._record[:size])
         return True
 
