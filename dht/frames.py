@@ -75,11 +75,15 @@ def cap_of(tag: int) -> int:
 
 def pack_header(kind: Kind, number: int, parts: Sequence[Part] = (), flags: int = 0) -> bytes:
     """The 16 header bytes before `parts`. Raises ProtocolError if the parts break their own cap."""
-    length, tag = sum(map(len, parts)), 0
-    if parts:
-        tag = next((part[0] for part in parts if len(part)), 0)
-        check_length(length, tag)
+    length, tag = check_parts(parts) if parts else (0, 0)
     return _HEADER.pack(length, kind, flags, tag, 0, number)
+
+
+def check_parts(parts: Sequence[Part]) -> tuple[int, int]:
+    """Length and tag of a frame that these parts make. Raises ProtocolError if they break their own cap."""
+    length, tag = sum(map(len, parts)), next((part[0] for part in parts if len(part)), 0)
+    check_length(length, tag)
+    return length, tag
 
 
 def check_length(length: int, tag: int) -> None:
