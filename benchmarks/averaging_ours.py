@@ -143,7 +143,7 @@ class BenchmarkWork:
             decoder = self._codec(Decoder, aggregate.sid)
             for chunk in range(self._layout.chunks):
                 part, weight = self._layout.slice(chunk), float(len(aggregate.survivors))
-                self._mean[part] = decoder.decode_chunk(chunk, aggregate.sums[chunk], weight)
+                decoder.decode_chunk(chunk, aggregate.sums[chunk], weight, self._mean[part])
             return self._mean[: self._layout.parameters]
 
     async def commit(self, record: Record, chain: Chain) -> None:
