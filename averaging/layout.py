@@ -107,6 +107,10 @@ class Layout:
         """A zeroed array for a chunk, the trailer included."""
         return np.zeros(self.words(chunk), self.dtype(chunk))
 
+    def empty(self, chunk: int) -> RingArray:
+        """An array for a chunk whose every element is written before anybody reads it."""
+        return np.empty(self.words(chunk), self.dtype(chunk))
+
     def reducers(self, members: int, fractions: Sequence[float | int] | None = None) -> tuple[int, ...]:
         """Member index that reduces each chunk (length `total_chunks`): contiguous runs in member order.
 

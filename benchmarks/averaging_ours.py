@@ -122,7 +122,7 @@ class BenchmarkWork:
             if chunk == self._layout.trailer:
                 return pack(self._statistics).astype("<u4")
             assert self._encoder is not None
-            ring = self._layout.zeros(chunk)
+            ring = self._layout.empty(chunk)
             self._encoder.encode_chunk(chunk, self._update, 1.0, self._dither, ring)
             return ring
 
