@@ -39,6 +39,9 @@ class BulkKind(IntEnum):
     AUDIT = 0xF4
 
 
+_KINDS = {int(kind): kind for kind in BulkKind}
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One chunk in flight."""
@@ -67,6 +70,6 @@ def parse(frame: memoryview) -> Chunk:
     if len(frame) > _HEADER.size + (MAX_WIDE_BYTES if wide else MAX_CHUNK_BYTES):
         raise ProtocolError(Refusal.OVERSIZED, f"a bulk frame of {len(frame)} bytes")
     tag, sid, member, index = _HEADER.unpack_from(frame)
-    if tag not in tuple(BulkKind):
+    if tag not in _KINDS:
         raise ProtocolError(Refusal.UNKNOWN_TAG, f"bulk tag {tag:#04x}")
-    return Chunk(BulkKind(tag), sid, member, index, frame[_HEADER.size :])
+    return Chunk(_KINDS[tag], sid, member, index, frame[_HEADER.size :])

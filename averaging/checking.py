@@ -16,9 +16,9 @@ from averaging.evidence import CohortIndex, HeldShare, WrongSeed, WrongSum
 from averaging.messages import AuditShares, Receipt
 from averaging.params import tolerated
 from averaging.reducing import add_masked
-from averaging.survivors import claims, name_of
+from averaging.survivors import claims
 from averaging.work import Check, CohortAction, Show
-from dht.envelope import Envelope, seal
+from dht.envelope import Envelope, frame_of, seal
 from dht.errors import ProtocolError, Refusal
 from dht.transport import Part
 from dht.wire import decode_as, encode
@@ -181,7 +181,7 @@ class Checking(Collecting):
             return []
         self.checks.receipts.add(sender)
         named, held = claims(receipt), self.r3.manifests
-        other = [m for m, name in named.items() if m in held and name_of(held[m][0]) != name]
+        other = [m for m, name in named.items() if m in held and self.r3.name(m) != name]
         return [Send(self.peers[sender], decode_as(Envelope, held[m][1])) for m in other]
 
     # --- inputs and evidence ------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class Checking(Collecting):
     def _broadcast(self, message: object) -> list[CohortAction]:
         """Sign once, send to all others, and take it as my own, too."""
         envelope = self._seal(message)
-        self._collect(self.me, message, encode(envelope))
+        self._collect(self.me, message, frame_of(envelope))
         return [Send(peer, envelope) for i, peer in enumerate(self.peers) if i != self.me]
 
     def _fail(self, reason: str, named: set[int] | None = None) -> list[CohortAction]:

@@ -40,11 +40,10 @@ from averaging.work import (
     Transfer,
     Upload,
 )
-from dht.envelope import Envelope
+from dht.envelope import Envelope, frame_of
 from dht.errors import MurmurationError, ProtocolError, Refusal, RoundError, UnreachableError
 from dht.identity import PeerId
 from dht.transport import Part, Transport
-from dht.wire import encode
 
 _log = logging.getLogger(__name__)
 _RETRIES = (0.2, 0.5, 1.0, 2.0)
@@ -440,10 +439,10 @@ class Driver:
 
     async def _deliver(self, to: PeerId, message: Envelope) -> None:
         if to == self.participant.peer_id:
-            frame = encode(message)
+            frame = frame_of(message)
             self._feed(lambda: self.participant.receive(to, frame))
             return
-        parts = (encode(message),)
+        parts = (frame_of(message),)
         relevant = message.round
         await self._persist(to, lambda: self._transport.send(to, parts), lambda: self.participant.round <= relevant + 1)
 

@@ -174,22 +174,25 @@ class Decoder:
         self._scales = _checked_scales(layout, scales).astype(np.float64)
         self._rotation = Rotation(sign_seed)
 
-    def decode_chunk(self, chunk: int, summed: npt.NDArray[np.integer[Any]], weight_sum: float) -> Float32Array:
-        """The mean update of a data chunk, float32[chunk], from the unmasked sum and the survivors' weight sum."""
+    def decode_chunk(
+        self, chunk: int, summed: npt.NDArray[np.integer[Any]], weight_sum: float, out: Float32Array | None = None
+    ) -> Float32Array:
+        """The mean update of a data chunk, float32[chunk], from the unmasked sum and the survivors' weight sum.
+
+        It is written to `out` if that is given, else to a new array.
+        """
         if not weight_sum > 0.0:
             raise ValueError(f"weight sum {weight_sum} is not positive")
         blocks = self.layout.block_slice(chunk)
-        integers = self._rotation.unrotate_integers(self._lift(summed), blocks.start)
-        # Elementwise float64 product, then one rounding to float32: IEEE 754 leaves no choice.
-        factors = self._scales[blocks] / (64.0 * self.levels * weight_sum)
-        decoded = np.empty(integers.size, np.float32)
-        np.multiply(
-            integers.reshape(-1, BLOCK),
-            factors[:, None],
-            out=decoded.reshape(-1, BLOCK),
-            dtype=np.float64,
-            casting="unsafe",
-        )
+        factors = (self._scales[blocks] / (64.0 * self.levels * weight_sum))[:, None]
+        decoded = np.empty(summed.size, np.float32) if out is None else out
+        for part, integers in self._rotation.integer_pieces(self._lift(summed), blocks.start):
+            # Elementwise float64 product, then one rounding to float32: IEEE 754 leaves no choice.
+            real = _scratch.get("real", integers.size, np.float64)
+            np.copyto(real, integers)
+            by_block = real.reshape(-1, BLOCK)
+            np.multiply(by_block, factors[part.start // BLOCK : part.stop // BLOCK], out=by_block)
+            np.copyto(decoded[part], real, casting="same_kind")
         return decoded
 
     def block_energies(self, summed: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:

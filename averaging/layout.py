@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,32 +42,32 @@ class Layout:
         if self.chunk_elements < BLOCK or self.chunk_elements % BLOCK:
             raise ValueError(f"chunk_elements must be a multiple of {BLOCK}, not {self.chunk_elements}")
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """N: parameters padded to a multiple of 4096."""
         return self.blocks * BLOCK
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Number of Hadamard blocks, and so of scales."""
         return -(-self.parameters // BLOCK)
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         """Number of data chunks."""
         return -(-self.elements // self.chunk_elements)
 
-    @property
+    @cached_property
     def trailer(self) -> int:
         """Index of the trailer chunk."""
         return self.chunks
 
-    @property
+    @cached_property
     def total_chunks(self) -> int:
         """Data chunks and the trailer."""
         return self.chunks + 1
 
-    @property
+    @cached_property
     def blocks_per_chunk(self) -> int:
         """Hadamard blocks in every data chunk but the last."""
         return self.chunk_elements // BLOCK
@@ -105,6 +106,10 @@ class Layout:
     def zeros(self, chunk: int) -> RingArray:
         """A zeroed array for a chunk, the trailer included."""
         return np.zeros(self.words(chunk), self.dtype(chunk))
+
+    def empty(self, chunk: int) -> RingArray:
+        """An array for a chunk whose every element is written before anybody reads it."""
+        return np.empty(self.words(chunk), self.dtype(chunk))
 
     def reducers(self, members: int, fractions: Sequence[float | int] | None = None) -> tuple[int, ...]:
         """Member index that reduces each chunk (length `total_chunks`): contiguous runs in member order.

@@ -139,6 +139,8 @@ class Participant(Holdings):
             raise ProtocolError(Refusal.STALE, "a chunk of an unknown sid")
         self.trust(sender)
         actions = cohort.receive_chunk(sender, chunk)
+        if not actions and not cohort.sums.complete and cohort.failed is None:
+            return []  # one of hundreds, from which nothing follows yet
         return [*actions, *self._after_cohort(cohort), *self.findings()]
 
     def timeout(self, key: TimerKey) -> list[ParticipantAction]:

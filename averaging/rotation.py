@@ -11,6 +11,7 @@ and subtract, so a float gemm over integers is exact while sums stay below 2^24 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ SIDE = 64
 _SIGN_BYTES = BLOCK // 8
 _SHIFTS = np.arange(31, -1, -1, dtype=np.uint32)[:, None]
 _TOP_BIT = np.uint32(1 << 31)
-# Integer butterflies run on pieces that stay in the second-level cache.
-_PIECE_BLOCKS = 8
+# Integer butterflies run on pieces that about fit the second-level cache: half as many cost more in calls.
+_PIECE_BLOCKS = 16
 
 Float32Array = npt.NDArray[np.float32]
 IntegerArray = npt.NDArray[np.signedinteger[Any]]
@@ -71,26 +72,34 @@ class Rotation:
 
         int8 and int16 give int32 (|result| <= 2^27); int32 and int64 of at most 40 bits give int64 (|result| <= 2^51).
         """
+        result: IntegerArray = np.empty(a.size, np.int64 if a.dtype.itemsize >= 4 else np.int32)
+        for part, integers in self.integer_pieces(a, first_block):
+            result[part] = integers
+        return result
+
+    def integer_pieces(self, a: IntegerArray, first_block: int = 0) -> Iterator[tuple[slice, IntegerArray]]:
+        """`unrotate_integers` piece by piece: (where in `a`, the result there, good until the next is asked for)."""
         wide = a.dtype.itemsize >= 4
         real: type[Any] = np.float64 if wide else np.float32
         whole: type[Any] = np.int64 if wide else np.int32
-        result = np.empty(a.size, whole)
-        piece_words = _PIECE_BLOCKS * BLOCK
-        source, product = (_scratch.get(name, piece_words, real) for name in ("source", "product"))
-        ping, pong = (_scratch.get(name, piece_words, whole) for name in ("ping", "pong"))
-        for start in range(0, a.size, piece_words):
-            part = slice(start, min(start + piece_words, a.size))
-            size = part.stop - part.start
-            np.copyto(source[:size], a[part])
-            # Short strides by one exact gemm, long ones by integer butterflies, which need no bound.
-            columns = product[:size].reshape(-1, SIDE, SIDE)
-            np.matmul(source[:size].reshape(-1, SIDE, SIDE), _H64 if wide else _H32, out=columns)
-            np.copyto(ping[:size], product[:size], casting="unsafe")
-            _butterflies(ping[:size], pong[:size])
+        matrix, words = _H64 if wide else _H32, _PIECE_BLOCKS * BLOCK
+        for start in range(0, a.size, words):
+            part = slice(start, min(start + words, a.size))
+            size = part.stop - start
+            source, product = (_scratch.get(name, size, real) for name in ("source", "product"))
+            # The butterflies' second array lies where the product was: less memory stays longer in the cache.
+            ping, pong = _scratch.get("ping", size, whole), product.view(whole)
+            np.copyto(source, a[part])
+            # Short strides by one exact gemm, long ones by integer butterflies, which need no bound. The gemm puts row
+            # i of all blocks together, so that the butterflies add long runs: numpy is twice as slow with short ones.
+            by_row = (SIDE, size // BLOCK, SIDE)
+            np.matmul(source.reshape(-1, SIDE, SIDE), matrix, out=product.reshape(by_row).swapaxes(0, 1))
+            np.copyto(ping, product, casting="unsafe")
+            _butterflies(ping, pong)
             negative = self._negative(first_block + start // BLOCK, size, whole)
-            np.bitwise_xor(ping[:size], negative, out=ping[:size])
-            np.subtract(ping[:size], negative, out=result[part])
-        return result
+            turned = pong.reshape(-1, SIDE, SIDE)
+            np.bitwise_xor(ping.reshape(by_row).swapaxes(0, 1), negative.reshape(turned.shape), out=turned)
+            yield part, np.subtract(pong, negative, out=pong)
 
     def _flip(self, x: Float32Array, first_block: int) -> None:
         bits = self._bits(first_block, x.size)
@@ -127,9 +136,9 @@ def _transform(x: Float32Array) -> Float32Array:
 
 
 def _butterflies(a: IntegerArray, spare: IntegerArray) -> None:
-    """The strides 64 to 2048 of the Hadamard transform in place (six levels end in `a` again)."""
-    stride = SIDE
-    while stride < BLOCK:
+    """The Hadamard transform over the 64 rows of which `a` consists, in place (six levels end in `a` again)."""
+    stride = a.size // SIDE
+    while stride < a.size:
         pairs, out = a.reshape(-1, 2, stride), spare.reshape(-1, 2, stride)
         np.add(pairs[:, 0], pairs[:, 1], out=out[:, 0])
         np.subtract(pairs[:, 0], pairs[:, 1], out=out[:, 1])

@@ -57,6 +57,7 @@ class SurvivorCertificate:
         self._run, self._roster, self._threshold = run, roster, threshold
         self._index = {peer: i for i, peer in enumerate(roster.peers)}
         self.manifests: dict[int, tuple[Manifest, bytes]] = {}
+        self._names: dict[int, bytes] = {}
         self.receipts: dict[int, tuple[Receipt, bytes]] = {}
         self._proposals: dict[int, tuple[Survivors, dict[int, bytes]]] = {}
         self._backed: Survivors | None = None
@@ -66,6 +67,12 @@ class SurvivorCertificate:
         """Keep a member's one manifest. Raises ProtocolError (EQUIVOCATION) for a second, different one."""
         if self.manifests.setdefault(sender, (manifest, frame))[0] != manifest:
             raise ProtocolError(Refusal.EQUIVOCATION, "two manifests in one sid")
+
+    def name(self, member: int) -> bytes:
+        """`name_of` the manifest that I hold of a member. Raises KeyError."""
+        if member not in self._names:
+            self._names[member] = name_of(self.manifests[member][0])
+        return self._names[member]
 
     def add_receipt(self, sender: int, receipt: Receipt, frame: bytes) -> None:
         """Keep a reducer's one receipt. Raises ProtocolError (EQUIVOCATION)."""
@@ -83,7 +90,7 @@ class SurvivorCertificate:
 
     def receipt(self, complete: set[int]) -> Receipt:
         """My receipt for members whose chunks are here as their manifests say."""
-        names = tuple(name_of(self.manifests[i][0]) for i in sorted(complete))
+        names = tuple(self.name(i) for i in sorted(complete))
         return Receipt(self._roster.sid, bitmap(complete), names)
 
     def propose(self, view: int) -> Survivors | None:
@@ -136,7 +143,7 @@ class SurvivorCertificate:
     def vote(self) -> Vote | None:
         """My vote: for the first leader's proposal all of whose survivors' manifests are here."""
         for _, (proposal, names) in sorted(self._proposals.items(), key=lambda item: item[0]):
-            if all(i in self.manifests and name_of(self.manifests[i][0]) == name for i, name in names.items()):
+            if all(i in self.manifests and self.name(i) == name for i, name in names.items()):
                 self._backed = proposal
                 return Vote(proposal.sid, proposal.survivors, proposal.reducers, self._manifests(set(names)))
         return None

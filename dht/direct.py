@@ -106,7 +106,7 @@ async def _attempt(
 def hello(ends: Channel) -> bytes:
     """The first record of a direction: a seal of nothing."""
     record = bytearray(SEAL_BYTES)
-    ends.out.seal(b"", memoryview(record))
+    ends.out.seal([b""], memoryview(record))
     return bytes(record)
 
 

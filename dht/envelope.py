@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -39,6 +40,12 @@ class Envelope:
     def message(self) -> Any:
         """The decoded body. Raises ProtocolError."""
         return decode(self.body)
+
+
+@functools.lru_cache(maxsize=2)
+def frame_of(envelope: Envelope) -> bytes:
+    """Its encoding; what goes to many is encoded once."""
+    return encode(envelope)
 
 
 def signed_digest(run: bytes, round_: int, sender: bytes, body: bytes) -> bytes:

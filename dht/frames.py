@@ -75,11 +75,15 @@ def cap_of(tag: int) -> int:
 
 def pack_header(kind: Kind, number: int, parts: Sequence[Part] = (), flags: int = 0) -> bytes:
     """The 16 header bytes before `parts`. Raises ProtocolError if the parts break their own cap."""
-    length, tag = sum(map(len, parts)), 0
-    if parts:
-        tag = next((part[0] for part in parts if len(part)), 0)
-        check_length(length, tag)
+    length, tag = check_parts(parts) if parts else (0, 0)
     return _HEADER.pack(length, kind, flags, tag, 0, number)
+
+
+def check_parts(parts: Sequence[Part]) -> tuple[int, int]:
+    """Length and tag of a frame that these parts make. Raises ProtocolError if they break their own cap."""
+    length, tag = sum(map(len, parts)), next((part[0] for part in parts if len(part)), 0)
+    check_length(length, tag)
+    return length, tag
 
 
 def check_length(length: int, tag: int) -> None:
@@ -350,13 +354,12 @@ class FrameStream:
         if self._seal is None or not self._unsealed:
             return False
         header, parts = self._unsealed.popleft()
-        plain = b"".join(parts)
-        size = HEADER_BYTES + SEAL_BYTES + (len(plain) + SEAL_BYTES if parts else 0)
+        size = HEADER_BYTES + SEAL_BYTES + (sum(map(len, parts)) + SEAL_BYTES if parts else 0)
         if len(self._record) < size:
             self._record = uninitialised(size)
-        self._seal.seal(header, self._record[: HEADER_BYTES + SEAL_BYTES])
+        self._seal.seal([header], self._record[: HEADER_BYTES + SEAL_BYTES])
         if parts:
-            self._seal.seal(plain, self._record[HEADER_BYTES + SEAL_BYTES : size])
+            self._seal.seal(parts, self._record[HEADER_BYTES + SEAL_BYTES : size])
         self._out.append(self._record[:size])
         return True
 

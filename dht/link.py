@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dht.errors import ProtocolError, Refusal, UnreachableError
-from dht.frames import PATIENCE, FrameStream, Header, Kind, Meter, pack_header
+from dht.frames import PATIENCE, FrameStream, Header, Kind, Meter, check_parts
 from dht.sealed import Channel
 from dht.transport import Part
 
@@ -98,12 +98,12 @@ class Sender:
         The parts must not change before that. Raises ProtocolError if they break the cap of their tag, and
         UnreachableError when the stream ends first: then the frame may or may not have arrived.
         """
-        pack_header(Kind.FRAME, 0, parts)
+        size, _ = check_parts(parts)
         if self._error is not None:
             raise self._error
         if self._closing:
             raise UnreachableError("the link is being closed")
-        entry = _Outgoing(parts, sum(map(len, parts)), self._loop.create_future())
+        entry = _Outgoing(parts, size, self._loop.create_future())
         self._queue.append(entry)
         if not self._pumping:
             # All sends of this turn of the loop go out together, and only the last one asks for an answer.

@@ -7,9 +7,11 @@ with it the stream. Each direction has a key of its own, made for one stream and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -28,11 +30,21 @@ class Seal:
 
     def __init__(self, key: bytes) -> None:
         """`key`: 16 bytes, used for nothing else."""
-        self._aes, self._records = AESGCM(key), 0
+        self._aes, self._key, self._records = AESGCM(key), algorithms.AES(key), 0
 
-    def seal(self, plain: Part, out: memoryview) -> None:
-        """Write the next record to `out`, which is `SEAL_BYTES` longer than `plain`."""
-        self._aes.encrypt_into(self._nonce(), plain, None, out)
+    def seal(self, parts: Sequence[Part], out: memoryview) -> None:
+        """Write the next record to `out`, which is `SEAL_BYTES` longer than the parts together.
+
+        Several parts are encrypted one after the other from where they are: joining them would copy each chunk.
+        """
+        if len(parts) == 1:
+            self._aes.encrypt_into(self._nonce(), parts[0], None, out)
+            return
+        gcm, have = Cipher(self._key, modes.GCM(self._nonce())).encryptor(), 0
+        for part in parts:
+            have += gcm.update_into(part, out[have:])
+        gcm.finalize()
+        out[have:] = gcm.tag
 
     def open(self, record: Part, out: memoryview) -> None:
         """Write what the next record carries to `out`, which is `SEAL_BYTES` shorter.

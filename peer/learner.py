@@ -211,7 +211,7 @@ class Learner:
         assert sent.sid == cohort.roster.round_sid
         if chunk == self._layout.trailer:
             return self._trailer.astype("<u4")
-        ring = self._layout.zeros(chunk)
+        ring = self._layout.empty(chunk)
         sent.encoder.encode_chunk(chunk, sent.update, sent.weight, sent.dither, ring)
         return ring
 
@@ -228,7 +228,7 @@ class Learner:
         for chunk in range(self._layout.chunks):
             if chunk in record.lost_chunks:
                 continue
-            ring = self._layout.zeros(chunk)
+            ring = self._layout.empty(chunk)
             sent.encoder.encode_chunk(chunk, sent.update, sent.weight, sent.dither, ring)
             part = self._layout.slice(chunk)
             here = self._residual[part]

@@ -224,7 +224,7 @@ async def test_a_frame_over_its_cap_costs_the_sender_the_lane(start_host: StartH
     sock, channel = await bad._connect(host.peer_id, BULK)
     assert channel is not None
     record = bytearray(HEADER_BYTES + SEAL_BYTES)
-    channel.out.seal(struct.pack(">IBBBBQ", BULK_CAP + 1, Kind.FRAME, 0, 0xF0, 0, 1), memoryview(record))
+    channel.out.seal([struct.pack(">IBBBBQ", BULK_CAP + 1, Kind.FRAME, 0, 0xF0, 0, 1)], memoryview(record))
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, record)
     reply, plain = await asyncio.wait_for(loop.sock_recv(sock, 100), 10), bytearray(HEADER_BYTES)

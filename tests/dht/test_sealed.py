@@ -24,7 +24,7 @@ def two_ends(secret: bytes = bytes(32), ticket: bytes = TICKET) -> tuple[Channel
 
 def sealed(seal: Seal, plain: bytes) -> bytearray:
     record = bytearray(len(plain) + SEAL_BYTES)
-    seal.seal(plain, memoryview(record))
+    seal.seal([plain], memoryview(record))
     return record
 
 
@@ -47,6 +47,14 @@ def test_both_directions_carry_what_was_sealed(there: list[bytes], back: list[by
     near, far = two_ends()
     assert [opened(far.into, sealed(near.out, plain)) for plain in there] == there
     assert [opened(near.into, sealed(far.out, plain)) for plain in back] == back
+
+
+@given(st.lists(st.binary(max_size=100), min_size=1, max_size=5))
+def test_parts_are_sealed_as_if_they_were_one(parts: list[bytes]) -> None:
+    (one, _), (other, _) = two_ends(), two_ends()
+    record = bytearray(sum(map(len, parts)) + SEAL_BYTES)
+    one.out.seal(parts, memoryview(record))
+    assert record == sealed(other.out, b"".join(parts))
 
 
 @given(st.integers(0, 1000), st.integers(0, 7))
