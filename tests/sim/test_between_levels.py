@@ -8,12 +8,17 @@ import pytest
 
 from averaging.across import Across
 from averaging.bulk import BulkKind, parse
+from averaging.messages import Result
 from averaging.record import Record
+from dht.envelope import Envelope
 from dht.identity import PeerId
-from tests.sim.faults import FaultSwarm, memoised
+from dht.wire import decode_as, message_type
+from tests.sim.cheap import memoised
+from tests.sim.faults import FaultSwarm
 from tests.sim.swarm import Peer
 
 PEERS, TARGET = 18, 6
+RESULT = message_type(Result).tag
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +205,34 @@ def test_members_that_vanish_before_their_result_are_suspected_soon_by_the_coord
     assert swarm.fired["silent death"] > 0 and swarm.watch.seen["Ping"] > pings
     record = next_record(swarm, round_, set(dead))
     assert not record.void and len(record.left_out) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_of_an_owner_that_dies_before_its_copies_leave_are_made_anew_while_others_are_busy(seed):
+    swarm = started(seed)
+    round_, enough = swarm.height() + 1, swarm.params.deadlines.survivors
+    dead: list[tuple[PeerId, float]] = []
+    ready: list[bool] = []
+
+    def strike(name: str, peer: Peer) -> None:
+        if name == "sum" and not dead and swarm.height() < round_ and across(peer).roster.index == 1:
+            dead.append((peer.id, swarm.now))
+            swarm.crash(peer.id)
+        if name == "Inclusion" and not ready:
+            mates = [mate for mate in across(peer).roster.cohort(1) if mate != dead[0][0]]
+            lost = across(peer).owners.of(1, dead[0][0])
+            ready.extend(any(across(swarm.peers[m]).cohort.sums.provable(c) for m in mates) for c in lost)
+
+    def late_results(sender: PeerId, to: PeerId, frame: bytes) -> bytes | None:
+        """What cohort 0 came to is not heard for a while; it says it again."""
+        early = not dead or swarm.now < dead[0][1] + enough
+        result = frame[0] == message_type(Envelope).tag and decode_as(Envelope, frame).body[0] == RESULT
+        return None if result and early and across(swarm.peers[sender]).roster.index == 0 else frame
+
+    swarm.on_event, swarm.tamper = strike, late_results
+    assert swarm.run(lambda: bool(dead), 60)
+    record = next_record(swarm, round_, {dead[0][0]})
+    assert ready and all(ready)
+    assert not record.void
+    assert record.left_out == record.lost_chunks == ()
+    assert len(record.survivors) == PEERS
