@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.averaging_swarm import SAMPLE, Spec, update
 
 MATCHMAKING_SECONDS = 5.0  # hivemind's default; a group that is full starts at once
+_START = 120.0  # seconds for its daemon to start: by default 15, too few where a hundred processes start at once
 TOLERANCE = {"none": 2e-5, "float16": 2e-5, "uniform8": 5e-4}
 """What a result may be off by in updates of about 1e-3; a peer that silently kept its own values is off by more."""
 
@@ -79,10 +80,10 @@ def serve(pipe: Connection, spec: Spec) -> None:
     kinds = {"float16": Float16Compression, "uniform8": Uniform8BitQuantization, "none": NoCompression}
     compression = kinds[spec.compression]()
     listen = ["/ip4/127.0.0.1/tcp/0"]
-    first = hivemind.DHT(start=True, host_maddrs=listen) if spec.index == 0 else None
+    first = hivemind.DHT(start=True, host_maddrs=listen, startup_timeout=_START) if spec.index == 0 else None
     pipe.send(("address", str(first.get_visible_maddrs()[0]) if first else ""))
     entry = pipe.recv()[0]
-    dht = first or hivemind.DHT(start=True, host_maddrs=listen, initial_peers=[entry])
+    dht = first or hivemind.DHT(start=True, host_maddrs=listen, initial_peers=[entry], startup_timeout=_START)
     tensor = torch.zeros(spec.parameters)
     averager = hivemind.DecentralizedAverager(
         averaged_tensors=[tensor],
