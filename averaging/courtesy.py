@@ -8,6 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dht.identity import PeerId
 
 EACH, ALL = 4, 256
+MOST_BYTES = 256 << 10
+"""A second's answers to all together, so that a home line is left for the round; a single one may be longer."""
+BRANCHES = 8
+"""Peers to whom each founding member passes the founding record on."""
 _LONGEST_REST = 15
 _KNOCKED_PEERS = 8
 
@@ -21,14 +25,21 @@ class Courtesy:
     def __init__(self, each: int = EACH, together: int = ALL) -> None:
         self._each, self._together = each, together
         self._given: Counter[PeerId] = Counter()
+        self._bytes = 0
 
     def tick(self) -> None:
         """A second is over."""
         self._given.clear()
+        self._bytes = 0
+
+    def spent(self, size: int) -> None:
+        """An answer has so many bytes."""
+        self._bytes += size
 
     def allows(self, peer: PeerId) -> bool:
         """Whether `peer` gets another answer in this second; counts it."""
-        if self._given[peer] >= self._each or self._given.total() >= self._together:
+        many = self._given[peer] >= self._each or self._given.total() >= self._together
+        if many or self._bytes >= MOST_BYTES:
             return False
         self._given[peer] += 1
         return True
@@ -99,3 +110,15 @@ def doors(targets: Iterable[PeerId], me: PeerId, gone: Collection[PeerId]) -> li
             if len(chosen) == _KNOCKED_PEERS:
                 break
     return list(chosen or others)[:_KNOCKED_PEERS]
+
+
+def branches(members: Sequence[PeerId], root: PeerId, me: PeerId) -> list[PeerId]:
+    """To whom I pass on what comes from `root`: a tree in which everybody has BRANCHES successors, by their order.
+
+    With a thousand members it is four deep, and nobody sends more than eight copies over its line.
+    """
+    order = [root, *(peer for peer in members if peer != root)]
+    if me not in order:
+        return []
+    first = BRANCHES * order.index(me) + 1
+    return order[first : first + BRANCHES]

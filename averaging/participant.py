@@ -19,7 +19,7 @@ from averaging.bulk import BulkKind, Chunk
 from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.cohort import Cohort
-from averaging.courtesy import Courtesy, Knocks, Welcome, doors, nearest
+from averaging.courtesy import Courtesy, Knocks, Welcome, branches, doors, nearest
 from averaging.current_round import CurrentRound
 from averaging.docket import EVIDENCE_TIMER, Accusation, Docket, EvidencePiece, EvidenceRequest
 from averaging.evidence import Proof
@@ -268,7 +268,7 @@ class Participant(Holdings):
             and round_ > 0
         ):
             decision = self.chain.decision(round_) if self._courtesy.allows(sender) else None
-            return [Send(sender, self._seal(decision, round_))] if decision else []
+            return self._answer(sender, decision, round_) if decision else []
         if isinstance(message, Decision | Audited | Attest):  # the last ones often come when all is decided
             return []
         raise ProtocolError(Refusal.STALE, f"{type(message).__name__} of round {round_}")
@@ -297,15 +297,21 @@ class Participant(Holdings):
         """What I hold of the chain after a round, unless this peer asks too often."""
         if self.chain is None or not self._courtesy.allows(peer):
             return []
-        return [Send(peer, self._seal(self.chain.segment(after_round)))]
+        return self._answer(peer, self.chain.segment(after_round))
+
+    def _answer(self, peer: PeerId, message: object, round_: int = 0) -> list[ParticipantAction]:
+        envelope = self._seal(message, round_)
+        self._courtesy.spent(len(envelope.body))
+        return [Send(peer, envelope)]
 
     def _on_segment(self, sender: PeerId, message: ChainSegment) -> list[ParticipantAction]:
+        actions: list[ParticipantAction] = []
         if self.chain is None:
             self.chain = Chain(self.params.run, self.params.founder, message.founding)
             if self.state_round is None and self.chain.head.state_root == self._genesis_root:
                 self.state_round = 0
+            actions += self._pass_on_founding() if message.head_round == 0 else []
         before = self.chain.head.round
-        actions: list[ParticipantAction] = []
         stands = self.chain
         try:
             stands, replies = self._branches.take(self.chain, sender, message)
@@ -373,10 +379,8 @@ class Participant(Holdings):
         """The founder signs the first committee once enough peers knocked, and does nothing else ever."""
         if self.chain is not None or self.peer_id != self.params.founder:
             return []
-        enough = len(self._knockers) >= max(self.params.genesis_peers, self.params.minimum)
-        if not enough:
-            text = f"{len(self._knockers)} of {self.params.genesis_peers} peers are here for the founding"
-            return [Note(text)]
+        if len(self._knockers) < max(self.params.genesis_peers, self.params.minimum):
+            return [Note(f"{len(self._knockers)} of {self.params.genesis_peers} peers are here for the founding")]
         if not late and len(self._knockers) < self.params.target:
             # A short grace, so that peers who start together are founded together.
             grace = [] if self._founding else [SetTimer(_FOUND, KNOCK_SECONDS)]
@@ -389,9 +393,14 @@ class Participant(Holdings):
         self._guard.ballot(self.params.run, 0, 0, "founding", envelope.signed_digest())
         self.chain = Chain(self.params.run, self.params.founder, envelope)
         self.state_round = 0
-        segment = self._seal(self.chain.segment(0))
         self._knockers.clear()
-        return [*[Send(peer, segment) for peer in members if peer != self.peer_id], *self._resume()]
+        return [*self._pass_on_founding(), *self._resume()]
+
+    def _pass_on_founding(self) -> list[ParticipantAction]:
+        """One line does not carry it to a thousand peers in time; whom this misses knocks."""
+        assert self.chain is not None
+        segment, members = self._seal(self.chain.segment(0)), self.chain.tip.expected
+        return [Send(peer, segment) for peer in branches(members, self.params.founder, self.peer_id)]
 
     def _knock(self, peers: list[PeerId] | None = None) -> list[ParticipantAction]:
         if self.chain is None:
@@ -469,19 +478,15 @@ class Participant(Holdings):
         decision = chain.decision(record.round)
         assert decision is not None
         actions: list[ParticipantAction] = [current.decided(record, certificate)]
-        followers = current.followers(self._knockers)
-        if followers:
-            message = self._seal(decision, record.round)
-            actions += [Send(peer, message) for peer in sorted(followers)]
+        message = self._seal(decision, record.round)
+        actions += [Send(peer, message) for peer in sorted(current.followers(self._knockers))]
         if not record.void and current.convening is not None:
             strangers = current.convening.strangers
             self._welcome.round_over(strangers, record.members() if strangers else ())
         adopt = current.adoptable(record)
         sid = record.sid
         actions += self._close()
-        if adopt:
-            return [*actions, Commit(record, certificate, sid)]
-        return [*actions, *self._resume()]
+        return [*actions, *([Commit(record, certificate, sid)] if adopt else self._resume())]
 
     def _close(self) -> list[ParticipantAction]:
         assert self.current is not None
