@@ -484,11 +484,11 @@ class Driver:
     def _spawn_send(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._spawn(work)
         self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._sending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, ProtocolError) and error.refusal in _BENIGN:
                 _log.info("dropped work: %s", error.message)
