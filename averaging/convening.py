@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 
 from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.capacity import DEFAULT_CAPACITY
@@ -18,6 +19,7 @@ from averaging.keys import MemberSecrets
 from averaging.messages import Closed, Join, Seating
 from averaging.params import MAX_MEMBERS, MAX_PEERS, RELAYS, RunParams, honest_witness
 from averaging.roster import CheckedRoster, check_join, check_roster, convener, decisive, make_roster, make_seatings
+from averaging.seating import onward, spread
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
@@ -69,7 +71,8 @@ class Convening:
         self._keys: dict[tuple[int, bytes], PeerId] = {}
         self._missing: dict[PeerId, set[PeerId]] = {}
         self._signed: set[int] = set()
-        self._seatings: dict[PeerId, Envelope] = {}  # of the last roster that I signed
+        self._seatings: dict[PeerId, Seating] = {}  # of the last roster that I signed
+        self._passed = b""  # the roster of which I passed other cohorts' parts on
         self._gone = set(gone)
         self.accused = set(accused)
         self._at: dict[PeerId, int] = {}
@@ -169,7 +172,7 @@ class Convening:
             return [Send(sender, self._closed(NOT_CONVENER))]
         if self._joins.get(join.attempt, {}).get(sender) == envelope:
             known = join.attempt in self._signed and sender in self._seatings
-            return [Send(sender, self._seatings[sender])] if known else []
+            return [Send(sender, self._seal(self._seatings[sender]))] if known else []
         if sender in self.accused:
             return [Send(sender, self._closed(LAGGARD))]
         if join.attempt in self._signed or (join.attempt < self.attempt and self.roster is not None):
@@ -336,26 +339,43 @@ class Convening:
         return actions + [Send(peer, self._closed(LAGGARD)) for peer in dropped]
 
     def _seat(self, roster: Envelope, joins: dict[PeerId, Envelope]) -> list[Action]:
-        """Send the roster to everybody; with several cohorts to two members of each, who pass it on: it is long."""
+        """Send the roster to my cohort, or to the only one, and to the first of some others, who pass it on."""
         seatings = make_seatings(self.params, roster, joins)
-        actions: list[Action] = []
-        self._seatings = {}
-        for members, seating in seatings:
-            envelope = self._seal(seating)
-            self._seatings |= dict.fromkeys(members, envelope)
-            own = self._identity.peer_id in members
-            to = members if own or len(seatings) == 1 else members[:RELAYS]
-            actions += [Send(peer, envelope) for peer in to]
-        return actions
+        self._seatings = {member: seating for members, seating in seatings for member in members}
+        direct = [members for members, _ in seatings if len(seatings) == 1 or self._identity.peer_id in members]
+        others = [(members, seating.joins) for members, seating in seatings if members not in direct]
+        to = [(peer, self._seatings[peer]) for members in direct for peer in members]
+        to += [(peer, seating) for members, seating in spread(encode(roster), others) for peer in members[:RELAYS]]
+        return self._send_seatings(to)
 
     def pass_on(self, seating: Seating) -> list[Action]:
-        """What the first members of a cohort do with the seating that the convener sent them."""
+        """What the first members of a cohort do with the seating that reached them first: the others get it."""
         assert self.roster is not None
         peers, mine = self.roster.peers, self._identity.peer_id
         if self.roster.alone or mine not in peers[:RELAYS]:
             return []
-        envelope = self._seal(seating)
-        return [Send(peer, envelope) for peer in peers if peer not in (mine, self.convener())]
+        own = replace(seating, onward=b"")
+        return self._send_seatings([(peer, own) for peer in peers if peer not in (mine, self.convener())])
+
+    def pass_onward(self, seating: Seating) -> list[Action]:
+        """And once with the Joins of other cohorts that came with it. Raises ProtocolError if these are not theirs."""
+        roster = self.roster
+        if roster is None or not seating.onward or self._passed == roster.digest:
+            return []
+        mine = self._identity.peer_id
+        cohorts = onward(seating, roster) if mine in roster.peers[:RELAYS] else []
+        self._passed = roster.digest
+        turn = roster.peers.index(mine)  # each to its counterpart
+        return self._send_seatings([(to[turn], part) for to, part in spread(seating.roster, cohorts) if turn < len(to)])
+
+    def _send_seatings(self, seatings: Iterable[tuple[PeerId, Seating]]) -> list[Action]:
+        actions: list[Action] = []
+        sealed: dict[int, Envelope] = {}
+        for peer, seating in seatings:
+            if id(seating) not in sealed:  # it is long, and several get the same
+                sealed[id(seating)] = self._seal(seating)
+            actions.append(Send(peer, sealed[id(seating)]))
+        return actions
 
     def _closed(self, reason: int) -> Envelope:
         later = self.attempt + 1 if reason in (SIGNED, LAGGARD) else max(self.attempt, 0)

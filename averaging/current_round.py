@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from averaging import aggregate as aggregates
 from averaging.actions import Action, Note, Send, SetTimer, TimerKey
@@ -312,8 +313,11 @@ class CurrentRound:
         convening = self.convening
         self._witness.compare_roster(seating, convening.attempt + 1 if convening else 0)
         seated = self.attempt is not None and convening is not None and convening.roster is not None
-        if convening is None or self.aggregate is not None or seated:
+        if convening is None or self.aggregate is not None:
             return []
+        if seated:
+            mine = self.cohort.seating if self.cohort is not None else None
+            return convening.pass_onward(seating) if mine is not None and mine.roster == seating.roster else []
         roster = convening.receive_roster(seating)
         if roster is None or convening.secrets is None:
             return []
@@ -324,7 +328,7 @@ class CurrentRound:
             self._identity,
             roster,
             convening.secrets,
-            seating,
+            replace(seating, onward=b""),
             self.committee,
             self._guard,
             self._witness,
@@ -334,6 +338,7 @@ class CurrentRound:
         self._gone -= roster.present  # whoever joined is back, even if I could not reach it earlier
         actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers)]
         actions += [SetTimer(("give-up", self.number, 0), self.attempt.longest), *convening.pass_on(seating)]
+        actions += convening.pass_onward(seating)
         actions += self.attempt.start()
         if self._tokens is not None:
             actions += self.attempt.cohort.update_ready(self._tokens)

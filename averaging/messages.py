@@ -65,13 +65,19 @@ class Roster:
     seats: Annotated[tuple[Seat, ...], Count(1, MAX_PEERS)]
 
 
-@message(tag=0x20, cap=800_000)
+MOST_ONWARD = 240_000
+
+
+@message(tag=0x20, cap=1_000_000)
 @dataclass(frozen=True, slots=True)
 class Seating:
-    """A roster as its convener signed it, with the Joins of one cohort. Members of the cohort pass it on."""
+    """A roster as its convener signed it, with the Joins of one cohort. Its first members pass it on to the others, and
+    to other cohorts, of which `onward` has the Joins: one whole cohort after the other, each behind its length (u16).
+    """
 
     roster: Annotated[bytes, Length(64, 480_256)]
     joins: Annotated[tuple[Annotated[bytes, Length(64, 4352)], ...], Count(1, MAX_MEMBERS)]
+    onward: Annotated[bytes, Length(0, MOST_ONWARD)] = b""
 
 
 @message(tag=0x13, cap=256)
