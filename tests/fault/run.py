@@ -78,7 +78,17 @@ class Run:
         if skew or version != "1":
             arguments = [str(skew), version, "peer.cli", *arguments]
             return self.swarm.start(f"peer-{index}", "tests.fault.skewed", *arguments, nice=nice, prefix=prefix)
-        return self.swarm.start(f"peer-{index}", "peer.cli", *arguments, nice=nice, prefix=prefix)
+        arguments = [str(self._doom(index)), "peer.cli", *arguments]
+        return self.swarm.start(f"peer-{index}", "tests.fault.mortal", *arguments, nice=nice, prefix=prefix)
+
+    def _doom(self, index: int) -> Path:
+        return self.folder / f"doom-{index}"
+
+    def dies_at(self, index: int, text: str) -> None:
+        """A peer kills itself with SIGKILL right after the next event that contains this text."""
+        new = self._doom(index).with_suffix(".new")
+        new.write_text(text)
+        new.replace(self._doom(index))  # it never reads half of it
 
     def elsewhere(self) -> str:
         """An address that nobody listens at."""
