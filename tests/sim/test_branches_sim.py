@@ -201,11 +201,13 @@ def test_who_changed_its_branch_uploads_nothing_in_rounds_it_worked_on():
     known = {peer: swarm.peers[peer].participant.round for peer in one}
     (stuck,) = set(known.values())
     assert all(swarm.peers[peer].guard.has_opened(swarm.run_id, stuck) is None for peer in one)
+    # Whom the heavy branch's last certificate did not reach may see the other one first, and leave it, too.
+    behind = {peer for peer in swarm.order[4:] if swarm.chain(peer).head.round < heavy().head.round}
     swarm.heal()
     assert swarm.run(swarm.united, 60)
     swarm.tamper = lambda sender, to, frame: frame
     assert swarm.run(lambda: heavy().head.round > stuck, 90)
-    assert swarm.rolled_back.keys() == known.keys()
+    assert known.keys() <= swarm.rolled_back.keys() <= known.keys() | behind
     assert all(swarm.rolled_back[peer] >= stuck for peer in one)
     before = swarm.fired["upload"]
     assert swarm.goes_on(2)
