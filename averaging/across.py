@@ -136,10 +136,11 @@ class Across(Coordinating):
 
     def suspect(self, peer: PeerId) -> list[CohortAction]:
         """The driver cannot reach a peer: whoever is next in line takes its place."""
+        known = peer in self._suspects  # said again at every attempt to reach it: there is nothing new to ask for
         self._suspects.add(peer)
         if self.me in self.coordinators:
             self._collected.gone(peer)
-        if self.failed is not None or self.complete:
+        if known or self.failed is not None or self.complete:
             return []
         actions: list[CohortAction] = [*self._propose(), *self._after_inclusion(), *self._replace(peer)]
         if self.owners.included:

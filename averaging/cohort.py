@@ -129,8 +129,13 @@ class Cohort(StandingIn):
 
     def _doubt(self) -> list[CohortAction]:
         """Fewer than t can be reached, so nothing comes of this sid unless somebody is heard again soon."""
-        doubtful = self.certified is None and self.failed is None and self._few
-        return [SetTimer(self._key("few"), self.params.deadlines.survivors)] if doubtful else []
+        return [SetTimer(self._key("few"), self.params.deadlines.survivors)] if self._doubtful else []
+
+    @property
+    def _doubtful(self) -> bool:
+        # Among several cohorts t members must live to sign what this one came to; alone, others may still have sums.
+        open_ = self.certified is None or (not self.roster.alone and not self.finished)
+        return open_ and self.failed is None and self._few
 
     def _look_round(self, key: TimerKey) -> list[CohortAction]:
         """See whether those I wait for are still there: whoever has nothing to send them would not notice."""
@@ -210,7 +215,7 @@ class Cohort(StandingIn):
             return self._fail("not everybody held everybody's shares in time")
         if name == "present":
             return self._look_round(key)
-        if name == "few" and self.certified is None and self._few:
+        if name == "few" and self._doubtful:
             return self._fail("too few members can be reached")
         if name == "upload" and self.certified is None:
             self._done.add("upload-over")
