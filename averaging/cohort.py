@@ -119,6 +119,8 @@ class Cohort(StandingIn):
             return []
         member = self.peers.index(peer)
         self._suspects.add(member)
+        if self.failed is not None:
+            return []
         # Once it said that it holds all shares, its part in this step is done.
         if "shares" not in self._done and (member in self._dealing.missing or member not in self._ready):
             return self._fail(f"{peer.short} is gone before everybody held shares")
@@ -133,9 +135,10 @@ class Cohort(StandingIn):
 
     @property
     def _doubtful(self) -> bool:
-        # Among several cohorts t members must live to sign what this one came to; alone, others may still have sums.
-        open_ = self.certified is None or (not self.roster.alone and not self.finished)
-        return open_ and self.failed is None and self._few
+        # Among several cohorts t members must live to open the audit and to sign what this one came to; alone, others may
+        # still have sums.
+        several = not self.roster.alone and not (self.finished and self.audited)
+        return (self.certified is None or several) and self.failed is None and self._few
 
     def _look_round(self, key: TimerKey) -> list[CohortAction]:
         """See whether those I wait for are still there: whoever has nothing to send them would not notice."""
