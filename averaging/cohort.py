@@ -125,7 +125,7 @@ class Cohort(StandingIn):
         if "shares" not in self._done and (member in self._dealing.missing or member not in self._ready):
             return self._fail(f"{peer.short} is gone before everybody held shares")
         actions = [*self._doubt(), *self._advance()]
-        if self.certified and self.failed is None and not self.finished:
+        if self.certified and not self._over and not self.finished:
             actions += self._stand_in((member,)) + self._ask_for_hashes() + self._advance()
         return actions
 
