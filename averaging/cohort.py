@@ -135,8 +135,8 @@ class Cohort(StandingIn):
 
     @property
     def _doubtful(self) -> bool:
-        # Among several cohorts t members must live to open the audit and to sign what this one came to; alone, others may
-        # still have sums.
+        # Among several cohorts t members must live to open the audit and to sign what this one came to; alone, others
+        # may still have sums.
         several = not self.roster.alone and not (self.finished and self.audited)
         return (self.certified is None or several) and self.failed is None and self._few
 
