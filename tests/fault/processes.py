@@ -49,8 +49,6 @@ class Process:
         self.events: list[dict[str, Any]] = []
         self.stderr = folder / f"{name}.stderr"
         self._copy = (folder / f"{name}.events").open("ab", buffering=0)  # for whoever looks into a failure
-        self._doom: Callable[[bytes], bool] | None = None
-        self._signal = signal.SIGKILL
         with self.stderr.open("ab") as errors:
             self.process = subprocess.Popen(
                 [*prefix, "nice", "-n", str(nice), sys.executable, "-m", module, *arguments, "--json"],
@@ -67,9 +65,6 @@ class Process:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if self._doom is not None and self._doom(line):
-                self.process.send_signal(self._signal)  # first of all: it must not get further than this line
-                self._doom = None
             self._copy.write(line)
             with self._changed, suppress(ValueError):
                 self.events.append(json.loads(line))
@@ -77,14 +72,6 @@ class Process:
         self.process.wait()
         with self._changed:
             self._changed.notify_all()
-
-    def kill_at(self, doom: Callable[[bytes], bool]) -> None:
-        """SIGKILL as soon as it writes a line for which `doom` is true."""
-        self._signal, self._doom = signal.SIGKILL, doom
-
-    def stop_at(self, moment: Callable[[bytes], bool]) -> None:
-        """SIGSTOP as soon as it writes a line for which `moment` is true."""
-        self._signal, self._doom = signal.SIGSTOP, moment
 
     def state(self) -> str:
         """Its state as the kernel tells it: R, S, T for stopped, and so on; X when it is gone (Linux)."""

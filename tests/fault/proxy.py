@@ -103,8 +103,8 @@ class Proxy:
                 if not data:
                     writer.close()
                     return
+                way.carried += len(data)  # first: whoever gets the data may look at once
                 writer.write(data)
-                way.carried += len(data)
                 await writer.drain()
                 if way.rate:
                     await asyncio.sleep(len(data) / way.rate)

@@ -60,10 +60,6 @@ class Target:
     def __init__(self, run: Run, index: int, step: str) -> None:
         self.run, self.index, self.process, self.step = run, index, run.peers[index], step
 
-    def is_now(self, line: bytes) -> bool:
-        """Whether this line says that the phase begins."""
-        return b'"step":"%s"' % self.step.encode() in line
-
     def hit_in_time(self) -> bool:
         """Whether the phase is the last thing that was heard of it."""
         steps = self.process.named("step")
@@ -73,7 +69,7 @@ class Target:
 def kill(target: Target) -> bool:
     """SIGKILL in the phase, and the next start from the same folder; whether it hit the phase."""
     run, victim = target.run, target.process
-    victim.kill_at(target.is_now)
+    run.strikes_in(target.index, target.step)
     run.swarm.wait("the death", lambda: victim.code is not None, run.others(target.index))
     assert victim.code == -signal.SIGKILL, last_words(victim)
     fired = target.hit_in_time()
@@ -84,8 +80,9 @@ def kill(target: Target) -> bool:
 def stop(target: Target) -> bool:
     """SIGSTOP in the phase, SIGCONT 30 s later; whether it hit the phase and nothing was heard meanwhile."""
     run, victim = target.run, target.process
-    victim.stop_at(target.is_now)
+    run.strikes_in(target.index, target.step, signal.SIGSTOP)
     run.swarm.wait("the stop", lambda: victim.state() == "T", run.others(target.index))
+    run.swarm.wait("its last word", target.hit_in_time, run.others(target.index))
     fired = target.hit_in_time()
     run.pause(STOPPED_FOR, run.others(target.index))
     fired &= victim.state() == "T"

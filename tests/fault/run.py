@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,10 +85,10 @@ class Run:
     def _doom(self, index: int) -> Path:
         return self.folder / f"doom-{index}"
 
-    def dies_at(self, index: int, text: str) -> None:
-        """A peer kills itself with SIGKILL right after the next event that contains this text."""
+    def strikes_in(self, index: int, step: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """A peer gets this signal right after it has said that it is in a step, before it does anything there."""
         new = self._doom(index).with_suffix(".new")
-        new.write_text(text)
+        new.write_text(f'{number.name} "step":"{step}"')
         new.replace(self._doom(index))  # it never reads half of it
 
     def elsewhere(self) -> str:

@@ -28,10 +28,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yield Run(swarm.folder, swarm, PEERS, proxies)
 
 
-def step_of(line: bytes, name: str) -> bool:
-    return b'"step":"%s"' % name.encode() in line
-
-
 def test_rounds_go_through_the_proxies(run: Run):
     run.swarm.wait("round 1", lambda: all(1 in peer.rounds() for peer in run.peers), run.peers)
     assert sum(proxy.inward.carried + proxy.outward.carried for proxy in run.proxies) > 1e6
@@ -41,8 +37,9 @@ def test_rounds_go_through_the_proxies(run: Run):
 def test_a_stopped_peer_is_left_out_and_catches_up(run: Run):
     run.whole()
     victim = run.peers[3]
-    victim.stop_at(lambda line: step_of(line, "upload"))
+    run.strikes_in(3, "upload", signal.SIGSTOP)
     run.swarm.wait("the stop", lambda: victim.state() == "T", run.others(3))
+    run.swarm.wait("its last word", lambda: victim.events[-1].get("step") == "upload", run.others(3))
     said, head = len(victim.events), run.head()
 
     def without_it() -> list[int]:

@@ -47,7 +47,7 @@ def test_a_peer_killed_in_a_round_comes_back(run: Run):
     victim = PEERS - 1
     dead = run.peers[victim]
     daemons = children(dead.process.pid)
-    run.dies_at(victim, '"step":"upload"')
+    run.strikes_in(victim, "upload")
     run.swarm.wait("the death", lambda: dead.code is not None, run.others(victim))
     assert dead.code == -signal.SIGKILL
     steps = dead.named("step")
