@@ -66,6 +66,7 @@ class Across(Coordinating):
         self._wanting: dict[int, set[PeerId]] = defaultdict(set)
         self._asked: dict[PeerId, int] = defaultdict(int)
         self._wanted: dict[PeerId, int] = defaultdict(int)
+        self._for_mates: set[int] = set()
         self._recounts: set[int] = set()
         """Chunks whose total, made by another head, I shall add up myself. Nobody else knows which."""
 
@@ -359,6 +360,16 @@ class Across(Coordinating):
                 to[source].append(c)
         return [action for peer, wanted in sorted(to.items()) for action in self._want(peer, tuple(wanted), ())]
 
+    def _ask_for_mates(self, chunks: Collection[int]) -> list[CohortAction]:
+        """A mate found the owner of these totals gone, and me next after it: I ask the head, whatever I think of it."""
+        fresh = {c for c in chunks if self.owners.included and self._source(c) != self.me} - self._for_mates
+        self._for_mates |= fresh
+        to: dict[PeerId, list[int]] = defaultdict(list)
+        for c in sorted(fresh):
+            to[self._head(c)].append(c)
+        wanted = ((head, tuple(totals)) for head, totals in sorted(to.items()) if head != self.me)
+        return [action for head, totals in wanted for action in self._want(head, totals, ())]
+
     def _source(self, chunk: int) -> PeerId:
         """Whom of my cohort to ask for a total: its owner, or the first one after it that is not gone."""
         peers = self.roster.peers
@@ -396,6 +407,7 @@ class Across(Coordinating):
         for c in set(chunks) - set(have):
             self._wanting[c].add(sender)
         actions: list[CohortAction] = [Transfer(self.sid, BulkKind.TOTAL, have, (sender,))] if have else []
+        actions += self._ask_for_mates(set(chunks) - set(have)) if sender in self.roster.peers else []
         if self.results is not None and self._index not in self.owners.included:
             return actions
         heirs = {c: self.cohort.heir(self.owners.owner(self._index, c)) for c in message.parts if c < every}
