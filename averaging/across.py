@@ -345,16 +345,16 @@ class Across(Coordinating):
         """Whether I asked this peer for its part in this roster, so that it knocks because it has none."""
         return peer in self._wanted or peer in self._pinged
 
-    def _ask(self, chunks: Iterable[int]) -> list[CohortAction]:
+    def _ask(self, chunks: Iterable[int], *, heads: bool = False) -> list[CohortAction]:
         """Ask for totals; who has not got one yet sends it when it has.
 
         The owner in my cohort is asked, or who comes after it if it is gone; only these ask the head, lest a head
-        serves thousands. In the last turn all do.
+        serves thousands. In the last turn, or with `heads`, all do.
         """
         to: dict[PeerId, list[int]] = defaultdict(list)
         for c in chunks:
             source = self._source(c)
-            if source == self.me or self._turn >= TOTAL_TURNS:
+            if heads or source == self.me or self._turn >= TOTAL_TURNS:
                 source = self._head(c)
             if source != self.me:
                 to[source].append(c)
@@ -364,11 +364,7 @@ class Across(Coordinating):
         """A mate found the owner of these totals gone, and me next after it: I ask the head, whatever I think of it."""
         fresh = {c for c in chunks if self.owners.included and self._source(c) != self.me} - self._for_mates
         self._for_mates |= fresh
-        to: dict[PeerId, list[int]] = defaultdict(list)
-        for c in sorted(fresh):
-            to[self._head(c)].append(c)
-        wanted = ((head, tuple(totals)) for head, totals in sorted(to.items()) if head != self.me)
-        return [action for head, totals in wanted for action in self._want(head, totals, ())]
+        return self._ask(sorted(fresh), heads=True)
 
     def _source(self, chunk: int) -> PeerId:
         """Whom of my cohort to ask for a total: its owner, or the first one after it that is not gone."""

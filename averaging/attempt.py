@@ -6,51 +6,29 @@ round's and its failure ends the attempt; among others it may fail, be left out,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from averaging import aggregate as aggregates
 from averaging.across import Across
 from averaging.actions import TimerKey
 from averaging.aggregate import Aggregate
-from averaging.chain import Tip
 from averaging.cohort import Cohort
 from averaging.collecting import Failed
 from averaging.evidence import Proof
-from averaging.guard import Guard
-from averaging.keys import MemberSecrets
-from averaging.messages import Seating
-from averaging.params import RunParams
-from averaging.roster import CheckedRoster
 from averaging.witness import Witness
 from averaging.work import CohortAction
 from dht.envelope import Envelope
-from dht.identity import Identity, PeerId
+from dht.identity import PeerId
 
 
 class Attempt:
     """`cohort` is mine; `across` is None if it is the roster's only one."""
 
-    def __init__(
-        self,
-        params: RunParams,
-        identity: Identity,
-        roster: CheckedRoster,
-        secrets: MemberSecrets,
-        seating: Seating,
-        committee: tuple[PeerId, ...],
-        guard: Guard,
-        witness: Witness,
-        tip: Tip,
-        urandom: Callable[[int], bytes],
-    ) -> None:
-        """`witness` compares what is signed in all attempts of the round. `tip`: see `Across`."""
-        self.params, self.roster, self._witness = params, roster, witness
-        self.cohort = Cohort(params, identity, roster, secrets, guard, urandom)
-        witness.watch(self.cohort, seating)
-        self.across: Across | None = None
+    def __init__(self, cohort: Cohort, across: Across | None, witness: Witness) -> None:
+        """`witness` compares what is signed in all attempts of the round."""
+        self.cohort, self.across, self._witness = cohort, across, witness
+        self.params, self.roster = cohort.params, cohort.roster
         self._lost: set[PeerId] = set()
-        if not roster.alone:
-            self.across = Across(params, identity, roster, committee, guard, self.cohort, tip, urandom)
 
     # --- inputs -------------------------------------------------------------------------------------------------
 

@@ -130,8 +130,14 @@ class Cohort(StandingIn):
         return actions
 
     def _doubt(self) -> list[CohortAction]:
-        """Fewer than t can be reached, so nothing comes of this sid unless somebody is heard again soon."""
-        return [SetTimer(self._key("few"), self.params.deadlines.survivors)] if self._doubtful else []
+        """Fewer than t can be reached, so nothing comes of this sid unless somebody is heard again soon.
+
+        Suspicions are repeated at every attempt to reach somebody: that puts nothing off.
+        """
+        if not self._doubtful or "doubt" in self._done:
+            return []
+        self._done.add("doubt")
+        return [SetTimer(self._key("few"), self.params.deadlines.survivors)]
 
     @property
     def _doubtful(self) -> bool:
@@ -156,6 +162,8 @@ class Cohort(StandingIn):
         """The peer was heard again."""
         if peer in self.peers and self.peers.index(peer) not in self._left:
             self._suspects.discard(self.peers.index(peer))
+            if not self._few:
+                self._done.discard("doubt")  # the next one has all its time
 
     def left(self, peer: PeerId) -> list[CohortAction]:
         """A member went on to another attempt: it adds nothing to this one any more, however well it is."""
@@ -218,8 +226,9 @@ class Cohort(StandingIn):
             return self._fail("not everybody held everybody's shares in time")
         if name == "present":
             return self._look_round(key)
-        if name == "few" and self._doubtful:
-            return self._fail("too few members can be reached")
+        if name == "few":
+            self._done.discard("doubt")
+            return self._fail("too few members can be reached") if self._doubtful else []
         if name == "upload" and self.certified is None:
             self._done.add("upload-over")
             return [*self._advance(), *self._start_turns()]
@@ -266,12 +275,6 @@ class Cohort(StandingIn):
     @property
     def _over(self) -> bool:
         return self.failed is not None
-
-    def _once(self, name: str, condition: bool) -> bool:
-        if name in self._done or not condition:
-            return False
-        self._done.add(name)
-        return True
 
     def _step_ready(self) -> list[CohortAction]:
         if "ready" in self._done or not self._once("ready", not self._dealing.missing):

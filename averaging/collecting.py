@@ -117,6 +117,12 @@ class Collecting:
         value = digest("alone") if self.roster.alone else self.sid
         self._guard.ballot(self.params.run, self.roster.round, 0, "upload", value)
 
+    def _once(self, name: str, condition: bool) -> bool:
+        if name in self._done or not condition:
+            return False
+        self._done.add(name)
+        return True
+
     def _collect_chunk(self, member: int, chunk: Chunk) -> None:
         """Keep a bulk chunk that a member sent. Raises ProtocolError."""
         if chunk.kind is BulkKind.SUM:

@@ -19,7 +19,7 @@ from averaging.keys import MemberSecrets
 from averaging.messages import Closed, Join, Seating
 from averaging.params import MAX_MEMBERS, MAX_PEERS, RELAYS, RunParams, honest_witness
 from averaging.roster import CheckedRoster, check_join, check_roster, convener, decisive, make_roster, make_seatings
-from averaging.seating import onward, spread
+from averaging.spreading import onward, spread
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId

@@ -39,9 +39,8 @@ class Coordinating:
         self._voted: bytes | None = None
         self._suspects: set[PeerId] = set()
         self._pinged: set[PeerId] = set()
-        self._late = self._told = self._due = self._mine_proposed = self._waiting = self._closing = self._insists = (
-            False
-        )
+        self._late = self._told = self._due = False
+        self._mine_proposed = self._waiting = self._closing = self._insists = False
         self._message: Included | None = None
         self.results: tuple[Result, ...] | None = None
         """The included cohorts' results, once a quorum's votes for them are here."""

@@ -10,8 +10,6 @@ from dht.identity import PeerId
 EACH, ALL = 4, 256
 MOST_BYTES = 256 << 10
 """A second's answers to all together, so that a home line is left for the round; a single one may be longer."""
-BRANCHES = 8
-"""Peers to whom each founding member passes the founding record on."""
 _LONGEST_REST = 15
 _KNOCKED_PEERS = 8
 
@@ -110,15 +108,3 @@ def doors(targets: Iterable[PeerId], me: PeerId, gone: Collection[PeerId]) -> li
             if len(chosen) == _KNOCKED_PEERS:
                 break
     return list(chosen or others)[:_KNOCKED_PEERS]
-
-
-def branches(members: Sequence[PeerId], root: PeerId, me: PeerId) -> list[PeerId]:
-    """To whom I pass on what comes from `root`: a tree in which everybody has BRANCHES successors, by their order.
-
-    With a thousand members it is four deep, and nobody sends more than eight copies over its line.
-    """
-    order = [root, *(peer for peer in members if peer != root)]
-    if me not in order:
-        return []
-    first = BRANCHES * order.index(me) + 1
-    return order[first : first + BRANCHES]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from averaging import aggregate as aggregates
+from averaging.across import Across
 from averaging.actions import Action, Note, Send, SetTimer, TimerKey
 from averaging.aggregate import Aggregate
 from averaging.agreement import Agreement, Timeouts
@@ -317,33 +318,35 @@ class CurrentRound:
             return []
         if seated:
             mine = self.cohort.seating if self.cohort is not None else None
-            return convening.pass_onward(seating) if mine is not None and mine.roster == seating.roster else []
+            return self._pass_onward(seating) if mine is not None and mine.roster == seating.roster else []
         roster = convening.receive_roster(seating)
         if roster is None or convening.secrets is None:
             return []
         if self.cohort is not None:
             self._witness.bury(self.cohort)
-        self.attempt = Attempt(
-            self.params,
-            self._identity,
-            roster,
-            convening.secrets,
-            replace(seating, onward=b""),
-            self.committee,
-            self._guard,
-            self._witness,
-            self._chain.tip,
-            self._urandom,
-        )
+        params, identity, guard, tip = self.params, self._identity, self._guard, self._chain.tip
+        cohort = Cohort(params, identity, roster, convening.secrets, guard, self._urandom)
+        self._witness.watch(cohort, replace(seating, onward=b""))
+        across = None
+        if not roster.alone:
+            across = Across(params, identity, roster, self.committee, guard, cohort, tip, self._urandom)
+        self.attempt = Attempt(cohort, across, self._witness)
         self._gone -= roster.present  # whoever joined is back, even if I could not reach it earlier
         actions: list[ParticipantAction] = [Joined(self.number, roster.attempt, roster.peers)]
         actions += [SetTimer(("give-up", self.number, 0), self.attempt.longest), *convening.pass_on(seating)]
-        actions += convening.pass_onward(seating)
+        actions += self._pass_onward(seating)
         actions += self.attempt.start()
         if self._tokens is not None:
             actions += self.attempt.cohort.update_ready(self._tokens)
         actions += self._take_early(self.attempt.cohort)
         return [*actions, *self.advance()]
+
+    def _pass_onward(self, seating: Seating) -> list[ParticipantAction]:
+        """Whoever brought it with Joins that are not those of others' cohorts must not end my own part, too."""
+        try:
+            return [*self.convening.pass_onward(seating)] if self.convening is not None else []
+        except ProtocolError as error:
+            return [Note(str(error))]
 
     def _take_early(self, cohort: Cohort) -> list[ParticipantAction]:
         actions: list[ParticipantAction] = []

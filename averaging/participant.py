@@ -19,7 +19,7 @@ from averaging.bulk import BulkKind, Chunk
 from averaging.capacity import DEFAULT_CAPACITY
 from averaging.chain import Chain, ChainRequest, ChainSegment
 from averaging.cohort import Cohort
-from averaging.courtesy import Courtesy, Knocks, Welcome, branches, doors, nearest
+from averaging.courtesy import Courtesy, Knocks, Welcome, doors, nearest
 from averaging.current_round import CurrentRound
 from averaging.docket import EVIDENCE_TIMER, Accusation, Docket, EvidencePiece, EvidenceRequest
 from averaging.evidence import Proof
@@ -31,6 +31,7 @@ from averaging.messages import Attest, Closed, Join, Knock, Manifest, Missing, P
 from averaging.params import MAX_PEERS, RunParams
 from averaging.record import found
 from averaging.recovery import Present, Recover
+from averaging.spreading import branches
 from averaging.work import Commit, FetchState, Joined, ParticipantAction, RolledBack
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal

@@ -5,6 +5,8 @@ A stand-in is the next certified reducer. Survivors send it the dead one's chunk
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from averaging.actions import Send, SetTimer
 from averaging.bulk import BulkKind
 from averaging.checking import Checking
@@ -15,14 +17,12 @@ from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 
 
-class StandingIn(Checking):
-    """What a `Cohort` does when sums do not come. `_advance` and `_once` are its steps."""
+class StandingIn(Checking, ABC):
+    """What a `Cohort` does when sums do not come."""
 
+    @abstractmethod
     def _advance(self) -> list[CohortAction]:
-        raise NotImplementedError
-
-    def _once(self, name: str, condition: bool) -> bool:
-        raise NotImplementedError
+        """Take every step whose conditions hold."""
 
     @property
     def finished(self) -> bool:

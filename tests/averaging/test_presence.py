@@ -87,6 +87,26 @@ def test_who_is_heard_again_in_time_ends_no_attempt(heard_again):
         assert net.check_sums() == ()
 
 
+def test_a_suspicion_that_is_repeated_does_not_put_the_end_off():
+    """A driver says it again at every attempt to reach somebody."""
+    net = CohortNet(8, seed=6)
+    net.tamper = lambda i, j, item: None if isinstance(item, Ping | Chunk) else item
+    grace, told = net.params.deadlines.survivors, 0
+
+    def suspect() -> None:
+        nonlocal told
+        told += 1
+        for i in range(2, 8):
+            for member in (0, 1):
+                net.call(i, lambda c, peer=net.roster.peers[member]: c.suspect(peer))
+
+    for moment in range(12):
+        net.at(2.0 + moment * grace / 4, suspect)
+    net.run(limit=2.0 + grace + 0.1)
+    assert told >= 4
+    assert all("too few members can be reached" in net.nodes[i].cohort.failed.reason for i in range(2, 8))
+
+
 @pytest.fixture
 def swarm() -> Swarm:
     swarm = Swarm(8, 7)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from averaging.across import Across
+from averaging.actions import Send
 from averaging.bulk import BulkKind, parse
-from averaging.messages import Result
+from averaging.messages import Result, Wanted
 from averaging.record import Record
 from dht.envelope import Envelope
 from dht.identity import PeerId
@@ -236,3 +237,25 @@ def test_sums_of_an_owner_that_dies_before_its_copies_leave_are_made_anew_while_
     assert not record.void
     assert record.left_out == record.lost_chunks == ()
     assert len(record.survivors) == PEERS
+
+
+def test_who_is_asked_for_a_total_that_it_lacks_asks_the_head_even_if_it_trusts_the_owner():
+    """A late frame made it trust a dead owner again; its mates know better, and ask it, who comes next."""
+    swarm = started(6)
+    rosters: set[PeerId] = set()
+    swarm.on_event = lambda name, peer: rosters.add(peer.id) if name == "joined" else None
+    swarm.tamper = lambda sender, to, frame: None if frame[0] == BulkKind.TOTAL else frame
+    assert swarm.run(lambda: len(rosters) == PEERS, 60)
+    assert swarm.run(lambda: all(across(peer).owners.included for peer in swarm.peers.values()), 60)
+    mine = across(swarm.peers[swarm.order[0]])
+    chunk = next(c for c in mine.totals.missing if mine.me not in (mine._source(c), mine._head(c)))
+    mate = next(peer for peer in mine.roster.peers if peer not in (mine.me, mine._source(chunk)))
+    stranger = next(peer for peer in swarm.order if peer not in mine.roster.peers)
+
+    def asks(sender: PeerId) -> list[PeerId]:
+        actions = mine._on_wanted(sender, Wanted(mine.sid, (chunk,), ()))
+        return [action.to for action in actions if isinstance(action, Send)]
+
+    assert asks(stranger) == []
+    assert asks(mate) == [mine._head(chunk)]
+    assert asks(mate) == []  # it has been asked

@@ -1,4 +1,4 @@
-"""A roster's way through a tree of cohorts: everybody gets its part, nobody sends many copies, forgeries go nowhere."""
+"""The founding's and a roster's way through trees: everybody is reached, nobody sends many copies, forgeries end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from averaging.messages import MOST_ONWARD, Seating
+from averaging.chain import ChainSegment
+from averaging.messages import MOST_ONWARD, Knock, Seating
 from averaging.params import RELAYS
 from averaging.roster import CheckedRoster, check_roster, convener, make_roster, make_seatings
-from averaging.seating import SPREAD, onward, spread
+from averaging.spreading import BRANCHES, SPREAD, branches, onward, spread
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
@@ -20,7 +21,7 @@ from tests.sim.cheap import memoised
 from tests.sim.swarm import Swarm
 
 N = 63
-SEATING = message_type(Seating).tag
+SEATING, SEGMENT, KNOCK = (message_type(cls).tag for cls in (Seating, ChainSegment, Knock))
 PARAMS = small_params(N, target=3)
 JOINS = {join.check(RUN): join for join in sign_joins(dict(enumerate(make_secrets(N, 5)))).values()}
 COMMITTEE = tuple(sorted(JOINS))
@@ -33,6 +34,23 @@ COHORTS = [(members, seating.joins) for members, seating in SEATINGS]
 def view(peer: PeerId) -> CheckedRoster:
     seating = next(seating for members, seating in SEATINGS if peer in members)
     return check_roster(seating, PARAMS, 1, HEAD, COMMITTEE, JOINS[peer])
+
+
+def test_what_is_passed_on_reaches_everybody_once_and_nobody_sends_much():
+    members = [identity(i).peer_id for i in range(60)]
+    root = members[37]
+    told: Counter[PeerId] = Counter({root: 1})
+    for peer in members:
+        to = branches(members, root, peer)
+        assert len(to) <= BRANCHES
+        told.update(to)
+    assert told == Counter(dict.fromkeys(members, 1))
+    depth, reached = 0, {root}
+    while len(reached) < len(members):
+        reached |= {other for peer in reached for other in branches(members, root, peer)}
+        depth += 1
+    assert depth == 2
+    assert branches(members, root, identity(61).peer_id) == []
 
 
 def test_every_cohort_gets_its_joins_once_and_nobody_passes_on_more_than_a_few():
@@ -110,3 +128,52 @@ def test_ten_cohorts_are_seated_nobody_sends_forty_copies_and_one_relay_that_is_
     assert len(sent) > 10
     assert max(sent.values()) <= 4 + SPREAD * RELAYS
     assert sum(sent.values()) >= len(swarm.order) - 4
+
+
+def test_forged_joins_of_other_cohorts_do_not_end_ones_own_part():
+    """Any member of a cohort holds the signed roster and its Joins, and can add what it likes for others."""
+    with memoised():
+        swarm = Swarm(20, 4, target=4, minimum=3)
+        swarm.start()
+        assert swarm.run(lambda: swarm.reached(1), 120)
+        round_, forged = swarm.height() + 1, 0
+
+        def tamper(sender: PeerId, to: PeerId, frame: bytes) -> bytes:
+            nonlocal forged
+            if frame[0] != 1 or (envelope := decode_as(Envelope, frame)).body[0] != SEATING:
+                return frame
+            forged += 1
+            seating = replace(decode_as(Seating, envelope.body), onward=b"\x00\x01?")
+            return encode(seal(swarm.peers[sender].identity, swarm.params.run, envelope.round, seating))
+
+        swarm.tamper = tamper
+        assert swarm.run(lambda: swarm.reached(round_), 120)
+    (record,) = swarm.records[round_].values()
+    assert forged > 10
+    assert sum("not those of whole cohorts" in note for note in swarm.notes) > 0
+    assert not record.void
+    assert len(record.survivors) >= 4, "who was seated with a forgery took no part"
+
+
+def test_the_founding_reaches_forty_peers_of_whom_each_sends_a_few_copies():
+    sent: Counter[PeerId] = Counter()
+    got: set[PeerId] = set()
+    swarm = Swarm(40, 3, target=4, minimum=3)
+
+    def tamper(sender: PeerId, to: PeerId, frame: bytes) -> bytes | None:
+        tag = decode_as(Envelope, frame).body[0] if frame[0] == 1 else 0
+        if tag == KNOCK and sent:
+            return None  # from the founding on nobody can ask for it
+        if tag == SEGMENT:
+            sent[sender] += 1
+            got.add(to)
+        return frame
+
+    swarm.tamper = tamper
+    with memoised():
+        swarm.start()
+        assert swarm.run(lambda: len(got) == 39, 20)
+    by_founder = sent.pop(swarm.params.founder)
+    assert BRANCHES <= by_founder < 2 * BRANCHES  # it answers knocks that were under way already
+    assert len(sent) >= 4
+    assert max(sent.values()) <= BRANCHES

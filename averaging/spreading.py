@@ -1,7 +1,8 @@
-"""How a roster reaches everybody: passed on in a tree of cohorts, since no home line carries a thousand copies of it.
+"""How what is long reaches everybody: passed on in trees, since no home line carries a thousand copies.
 
-The convener gives each of a few groups of cohorts to the first of them, with the Joins of all; two members there do the
-same with the rest, each to its counterpart, so that one death cuts nobody off.
+The founding record goes from member to member (`branches`), a roster from cohort to cohort (`spread`): the convener
+gives each of a few groups of cohorts to the first of them, with the Joins of all; two members there do the same with
+the rest, each to its counterpart, so that one death cuts nobody off.
 """
 
 from __future__ import annotations
@@ -14,12 +15,26 @@ from averaging.roster import CheckedRoster, join_digest
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
 
+BRANCHES = 8
+"""Peers to whom each founding member passes the founding record on."""
 SPREAD = 4
 """Cohorts to which one passes a roster on."""
 _PREFIX = 2
 
 Cohort: TypeAlias = tuple[tuple[PeerId, ...], tuple[bytes, ...]]
 """The members of a cohort and the frames of their Joins, in the roster's order."""
+
+
+def branches(members: Sequence[PeerId], root: PeerId, me: PeerId) -> list[PeerId]:
+    """To whom I pass on what comes from `root`: a tree in which everybody has BRANCHES successors, by their order.
+
+    With a thousand members it is four deep, and nobody sends more than eight copies over its line.
+    """
+    order = [root, *(peer for peer in members if peer != root)]
+    if me not in order:
+        return []
+    first = BRANCHES * order.index(me) + 1
+    return order[first : first + BRANCHES]
 
 
 def spread(roster: bytes, cohorts: Sequence[Cohort]) -> list[tuple[tuple[PeerId, ...], Seating]]:
