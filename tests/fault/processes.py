@@ -49,15 +49,16 @@ class Process:
         self.events: list[dict[str, Any]] = []
         self.stderr = folder / f"{name}.stderr"
         self._copy = (folder / f"{name}.events").open("ab", buffering=0)  # for whoever looks into a failure
+        shim = [sys.executable, "-I", "-S", str(ROOT / "dht" / "die_with_parent.py"), str(os.getpid())]
         with self.stderr.open("ab") as errors:
             self.process = subprocess.Popen(
-                [*prefix, "nice", "-n", str(nice), sys.executable, "-m", module, *arguments, "--json"],
+                # It dies with the tests even if these are killed; the shim also makes it a process group of its own.
+                [*prefix, "nice", "-n", str(nice), *shim, sys.executable, "-m", module, *arguments, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=folder,
                 env=environment,
-                start_new_session=True,
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
