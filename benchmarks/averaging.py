@@ -1,15 +1,15 @@
 """Seconds per averaging round, ours beside hivemind's: `python -m benchmarks.averaging [--cases 1Mx4,10Mx8]`.
 
-All peers are processes on this machine. The systems take turns, round by round, so that a busy moment of the machine
-meets all of them. Medians over the rounds after one to warm up.
+All peers are processes on this machine. A system and its baseline take turns, round by round, so that a busy moment
+of the machine meets both. Medians over the rounds after one to warm up.
 
 Ours: masks, survivors' certificate, signed sums; `seconds` run from the moment that all peers have their update until
 all hold every sum, checked against its author's signed hash, under a certified survivor set; `decoded_seconds` until
 all have the mean as float32; `certificate_seconds` until all hold the committee's certificate of the round's record.
 hivemind: from the moment that all peers may begin all-reduce (the group has formed) until the last step is done.
 `time_ratio`: to hivemind's Float16, for the 8-bit ring to its Uniform8Bit. `cpu_seconds`: all processes of all peers
-for a whole round, joining included. `security_share`: the part of these that keys, shares, masks, hash lists, votes
-and unmasking take (all but encoding, decoding, hashing and moving chunks). Bytes: one peer's
+for a whole round, joining included. `security_share`: the part of these that keys, shares, masks, votes and unmasking
+take; `agreeing_share`: what signed lists of hashes, audits and the committee take. Bytes: one peer's
 mean, as handed to the network. `wrong`: largest share of a peer's result that is not the mean.
 """
 
@@ -26,7 +26,7 @@ from benchmarks import averaging_hivemind, averaging_ours
 from benchmarks.averaging_swarm import Round, Spec, Swarm, quiet_environment, write_mean_sample
 from benchmarks.report import report
 
-PARTS = ("encode", "mask", "unmask", "protocol", "hash", "decode")
+PARTS = ("encode", "mask", "unmask", "keys", "shares", "votes", "hashes", "agreement", "protocol", "hash", "decode")
 SYSTEMS = (
     "murmuration",
     "murmuration-copies",
@@ -108,20 +108,31 @@ def row(system: str, swarm: Swarm, rounds: list[Round]) -> dict[str, Any]:
         line |= {f"{part}_cpu_seconds": mean(f"cpu_{part}") for part in PARTS}
         # What the event loop's thread does besides running the protocol and hashing is moving chunks.
         line["send_cpu_seconds"] = mean("cpu_send")
-        security = statistics.mean([sum(report["security"] for report in one.reports) for one in rounds])
-        line["security_share"] = security / statistics.mean([one.cpu_seconds for one in rounds])
+        whole = statistics.mean([one.cpu_seconds for one in rounds])
+        for share in ("security", "agreeing"):
+            line[f"{share}_share"] = (
+                statistics.mean([sum(each[share] for each in one.reports) for one in rounds]) / whole
+            )
     else:
         line["compression"] = spec.compression
     return line
 
 
-def measure(parameters: int, peers: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def families(systems: list[str]) -> list[list[str]]:
+    """Systems that are compared with each other: those of the 8-bit ring, and the others. Only one family's processes
+    are in memory at a time: eight peers of six systems would need more than 24 GiB.
+    """
+    small = [system for system in systems if {"8bit", "uniform8"} & set(system.split("-"))]
+    return [family for family in ([system for system in systems if system not in small], small) if family]
+
+
+def measure(parameters: int, peers: int, systems: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per system for one size and number of peers."""
     with ExitStack() as stack:
         expected = f"{stack.enter_context(tempfile.TemporaryDirectory())}/mean.npy"
         write_mean_sample(expected, parameters, peers)
         swarms: dict[str, Swarm] = {}
-        for system in arguments.systems:
+        for system in systems:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             swarms[system] = stack.enter_context(start(system, parameters, peers, arguments, folder, expected))
         rounds: dict[str, list[Round]] = {system: [] for system in swarms}
@@ -155,6 +166,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         *(f"{part}_cpu_seconds" for part in (*PARTS, "send")),
         "p2pd_cpu_seconds",
         "security_share",
+        "agreeing_share",
     )
     ours = [line for line in rows if line["system"] == "murmuration"]
     for title, columns, lines in (
@@ -189,7 +201,8 @@ def main() -> None:
     quiet_environment()
     rows: list[dict[str, Any]] = []
     for parameters, peers in arguments.cases:
-        rows += measure(parameters, peers, arguments)
+        for systems in families(arguments.systems):
+            rows += measure(parameters, peers, systems, arguments)
         show(rows[-len(arguments.systems) :])
     print(report(arguments.name, rows, columns=("system", "variant", "parameters", "peers", "seconds", "time_ratio")))
 

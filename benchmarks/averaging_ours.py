@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from averaging.aggregate import Aggregate
+from averaging.ballots import Ballot, Certificate, Proposal
 from averaging.chain import Chain
 from averaging.cohort import Cohort
 from averaging.driver import Driver
@@ -31,21 +32,52 @@ from averaging.evidence import Proof
 from averaging.guard import SqliteGuard
 from averaging.layout import Layout, RingArray
 from averaging.masking import Masker
+from averaging.messages import (
+    Attest,
+    AuditShares,
+    Closed,
+    Join,
+    Knock,
+    Manifest,
+    Missing,
+    Ready,
+    Receipt,
+    Roster,
+    Seating,
+    Shares,
+    SumHashes,
+    Survivors,
+    Unmask,
+    Vote,
+)
 from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
 from averaging.record import Record
 from averaging.reducing import Inputs
 from averaging.sums import Sums
 from averaging.trailer import Statistics, pack
-from averaging.work import Decided, Joined, RolledBack
+from averaging.work import Decided, Joined, ParticipantAction, RolledBack
 from benchmarks.averaging_swarm import SAMPLE, Spec, update
+from dht.envelope import Envelope
 from dht.host import Host
 from dht.identity import Identity, PeerId
 from dht.transport import Part
-from dht.wire import digest
+from dht.wire import digest, message_type
 
 CLIP = 6e-3
 """Codec scale of every block: six standard deviations of the update."""
+SECURITY = ("mask", "unmask", "keys", "shares", "votes", "protocol")
+"""What is counted as secure aggregation; `protocol` is what no message caused: the ends of one's own work, timers."""
+AGREEING = ("hashes", "agreement")
+STEPS: dict[type, str] = {
+    **dict.fromkeys((Knock, Join, Roster, Seating, Closed), "keys"),
+    **dict.fromkeys((Shares, Ready), "shares"),
+    **dict.fromkeys((Receipt, Survivors, Vote), "votes"),
+    Unmask: "unmask",
+    **dict.fromkeys((Manifest, SumHashes, Missing, AuditShares), "hashes"),
+    **dict.fromkeys((Attest, Proposal, Ballot, Certificate), "agreement"),
+}
+"""What the work that a message causes is counted as."""
 _WEIGHT_CAP = 1 << 20
 _GENESIS = bytes(32)
 
@@ -60,16 +92,19 @@ class Meters:
         self._open = threading.local()
 
     @contextmanager
-    def on(self, what: str) -> Iterator[None]:
-        """Count the block's CPU time under `what`, and not under what the block around it counts as."""
+    def on(self, what: str) -> Iterator[list[str]]:
+        """Count the block's CPU time under `what`, and not under what the block around it counts as. The block may put
+        another name into the list, once it knows better.
+        """
         outer: list[float] | None = getattr(self._open, "inner", None)
-        inner = self._open.inner = [0.0]
+        inner, name = [0.0], [what]
+        self._open.inner = inner
         started = time.thread_time()
         try:
-            yield
+            yield name
         finally:
             spent = time.thread_time() - started
-            self.seconds[what] += spent - inner[0]
+            self.seconds[name[0]] += spent - inner[0]
             self._open.inner = outer
             if outer is not None:
                 outer[0] += spent
@@ -77,8 +112,12 @@ class Meters:
                 self.on_loop += spent
 
     def security(self) -> float:
-        """What keys, shares, masks, hash lists, votes and unmasking took so far."""
-        return self.seconds["mask"] + self.seconds["unmask"] + self.seconds["protocol"]
+        """What keys, shares, masks, votes and unmasking took so far."""
+        return sum(self.seconds[what] for what in SECURITY)
+
+    def agreeing(self) -> float:
+        """What hash lists, audits and the committee's agreement took so far: nobody is believed, masks or none."""
+        return sum(self.seconds[what] for what in AGREEING)
 
 
 class BenchmarkWork:
@@ -196,7 +235,7 @@ class BenchmarkObserver:
 
 def _instrument(meters: Meters) -> None:
     """Time the product's own functions where they are called; the clock read costs a microsecond per chunk."""
-    protocol = ("start", "learned", "receive", "receive_chunk", "timeout", "trained", "uploaded", "reduced", "added_up")
+    protocol = ("start", "learned", "receive_chunk", "timeout", "trained", "uploaded", "reduced", "added_up")
     for owner, name, what in (
         (Masker, "apply", "mask"),
         (Cohort, "reduce", "unmask"),
@@ -212,6 +251,29 @@ def _instrument(meters: Meters) -> None:
                 return _inner(*args, **options)
 
         setattr(owner, name, timed)
+    _sort_by_message(meters)
+
+
+def _sort_by_message(meters: Meters) -> None:
+    """Time what a message causes under the step that it belongs to. Its tag is known once its signature is checked."""
+    steps = {message_type(kind).tag: what for kind, what in STEPS.items()}
+    tags: list[int] = []
+    check, receive = Envelope.check, Participant.receive
+
+    def noted(self: Envelope, run: bytes) -> PeerId:
+        tags.append(self.body[0])
+        return check(self, run)
+
+    def timed(self: Participant, sender: PeerId, frame: bytes | memoryview) -> list[ParticipantAction]:
+        with meters.on("protocol") as name:
+            tags.clear()
+            try:
+                return receive(self, sender, frame)
+            finally:
+                name[0] = steps.get(tags[0], "protocol") if tags else "protocol"
+
+    for owner, name, replaced in ((Envelope, "check", noted), (Participant, "receive", timed)):
+        setattr(owner, name, replaced)
 
 
 def run_params(spec: Spec, founder: PeerId) -> RunParams:
@@ -305,7 +367,7 @@ async def _rounds(
     meters: Meters,
     spec: Spec,
 ) -> None:
-    secured = 0.0
+    secured = agreed = 0.0
     profile = cProfile.Profile(time.thread_time) if spec.profile and spec.index == 0 else None
     while True:
         await _until_ready(driver)
@@ -327,6 +389,7 @@ async def _rounds(
         report |= {f"cpu_{what}": total - spent.get(what, 0.0) for what, total in meters.seconds.items()}
         report["cpu_send"] = time.thread_time() - loop_before - (meters.on_loop - counted_before)
         report["security"], secured = meters.security() - secured, meters.security()
+        report["agreeing"], agreed = meters.agreeing() - agreed, meters.agreeing()
         pipe.send(("done", report))
     if profile:
         profile.dump_stats(spec.profile)
