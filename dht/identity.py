@@ -120,7 +120,11 @@ class Identity:
 
     def sign(self, digest: bytes) -> bytes:
         """64-byte compact signature over a 32-byte digest."""
-        return self._key.sign_recoverable(digest, hasher=None)[:SIGNATURE_BYTES]
+        return self.sign_recoverable(digest)[:SIGNATURE_BYTES]
+
+    def sign_recoverable(self, digest: bytes) -> bytes:
+        """The same signature and its recovery id (0 or 1), 65 bytes: contracts know a signer by its address only."""
+        return self._key.sign_recoverable(digest, hasher=None)
 
 
 def _create(path: Path, data: bytes) -> None:

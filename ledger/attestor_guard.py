@@ -1,0 +1,120 @@
+"""The attestor's guard: which checkpoint it signs in each place, on disk before the signature leaves, never another.
+
+Two signatures of one key in one place cost its stake. The hub counts places by fork nonce and epoch, so a signature
+that is lost, a restart, or another branch of records never makes an honest attestor sign a second header there: it
+abstains until the place is gone.
+
+SQLite in WAL mode with synchronous=FULL: a commit has reached the disk before the call returns. A promise is checked and
+written in one immediate transaction, so of two processes on one file only one can make it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from dht.errors import ProtocolError, Refusal, StorageError
+from ledger.checkpoint import Checkpoint
+from ledger.eip712 import Domain
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS promise
+    (domain BLOB, run BLOB, fork_nonce BLOB, epoch BLOB, digest BLOB NOT NULL, header BLOB NOT NULL,
+     PRIMARY KEY (domain, run, fork_nonce, epoch)) WITHOUT ROWID;
+"""
+
+
+class AlreadySignedError(ProtocolError):
+    """Another checkpoint was signed for this place; this one never will be."""
+
+    def __init__(self, message: str) -> None:
+        remedy = "nothing to do: the other attestors go on, and the next fork nonce or epoch is free"
+        super().__init__(Refusal.EQUIVOCATION, message, remedy=remedy)
+
+
+class AttestorGuard(Protocol):
+    """What stands between a header and its signature."""
+
+    def promise(self, domain: Domain, header: Checkpoint) -> bytes:
+        """The digest to sign, once it is durable that this is the one of its place.
+
+        Raises AlreadySignedError when another is; StorageError when nothing was promised.
+        """
+        ...
+
+    def promised(self, domain: Domain, run: bytes, fork_nonce: int, epoch: int) -> Checkpoint | None:
+        """What was promised for a place, if anything."""
+        ...
+
+
+class SqliteAttestorGuard:
+    """A guard in one SQLite file. May be called from several threads and processes. Nothing is ever forgotten."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open or create the file. Raises StorageError."""
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"cannot open the attestor's guard {path}: {error}", remedy="check disk space and owner"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file; the guard cannot be used any more."""
+        self._db.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
+
+    def promise(self, domain: Domain, header: Checkpoint) -> bytes:
+        """See `AttestorGuard.promise`."""
+        digest = header.digest(domain)
+        place = _place(domain, header.run, header.fork_nonce, header.epoch)
+        with self._lock:
+            try:
+                kept = self._keep(place, digest, header.encode())
+            except sqlite3.Error as error:
+                with suppress(sqlite3.Error):  # a full disk may have rolled back already
+                    self._db.execute("ROLLBACK")
+                raise StorageError(
+                    f"the attestor's guard could not write its promise: {error}",
+                    remedy="free disk space; nothing was signed",
+                ) from error
+        if kept != digest:
+            raise AlreadySignedError(
+                f"another checkpoint of epoch {header.epoch}, fork nonce {header.fork_nonce} was signed here"
+            )
+        return digest
+
+    def _keep(self, place: tuple[bytes, ...], digest: bytes, header: bytes) -> bytes:
+        """The digest that a place has for ever: this one if it had none. Durable when it returns."""
+        self._db.execute("BEGIN IMMEDIATE")
+        query = "SELECT digest FROM promise WHERE domain = ? AND run = ? AND fork_nonce = ? AND epoch = ?"
+        row = self._db.execute(query, place).fetchone()
+        if row is None:
+            self._db.execute("INSERT INTO promise VALUES (?, ?, ?, ?, ?, ?)", (*place, digest, header))
+        self._db.execute("COMMIT")
+        return digest if row is None else bytes(row[0])
+
+    def promised(self, domain: Domain, run: bytes, fork_nonce: int, epoch: int) -> Checkpoint | None:
+        """See `AttestorGuard.promised`. Raises StorageError."""
+        query = "SELECT header FROM promise WHERE domain = ? AND run = ? AND fork_nonce = ? AND epoch = ?"
+        with self._lock:
+            try:
+                row = self._db.execute(query, _place(domain, run, fork_nonce, epoch)).fetchone()
+            except sqlite3.Error as error:
+                raise StorageError(f"the attestor's guard cannot be read: {error}", remedy="restore it") from error
+        return None if row is None else Checkpoint.decode(bytes(row[0]))
+
+
+def _place(domain: Domain, run: bytes, fork_nonce: int, epoch: int) -> tuple[bytes, ...]:
+    # Numbers as blobs: a uint64 does not fit into SQLite's signed integers.
+    return domain.separator(), run, fork_nonce.to_bytes(8, "big"), epoch.to_bytes(8, "big")
