@@ -99,7 +99,7 @@ class Interface:
 
     def call(self, contract: str, name: str, *values: Any) -> bytes:
         """Calldata. Raises ConfigError when there is no such function or a value does not fit its type."""
-        from eth_abi import encode
+        from eth_abi.abi import encode
         from eth_abi.exceptions import EncodingError
 
         entry = self._function(contract, name)
@@ -187,7 +187,7 @@ def snake(name: str) -> str:
 
 
 def _decode(parameters: Iterable[Parameter], data: bytes, what: str) -> list[Any]:
-    from eth_abi import decode
+    from eth_abi.abi import decode
     from eth_abi.exceptions import DecodingError
 
     wanted = tuple(parameters)

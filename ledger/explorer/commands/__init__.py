@@ -1,0 +1,1 @@
+"""The explorer's commands, a file for each kind of question. What is heavy is imported inside them."""
