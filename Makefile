@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 CHECKED := dht averaging ledger peer bootstrap benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint types tests format demo bench reliability machines sim clean
+.PHONY: help venv test lint types tests format contracts demo bench reliability machines sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ tests: $(STAMP) ## the tests alone; one file: make tests ONLY=tests/dht/test_wir
 format: $(STAMP) ## rewrite in the house style
 	$(BIN)/ruff check --fix $(wildcard $(CHECKED))
 	$(BIN)/ruff format $(wildcard $(CHECKED))
+
+contracts: $(STAMP) ## compile ledger/contracts into ledger/artifacts; brings the compiler from npm by its lock file
+	$(BIN)/python -m ledger.build
 
 demo: $(STAMP) ## six peers train one model on this machine
 	@$(BIN)/python -m peer.demo
