@@ -175,7 +175,7 @@ class Attestor:
         return signer, index, signature
 
     def _first(self, signer: bytes, signed: SignedCheckpoint) -> SignedCheckpoint:
-        """What an attestor signed first for a place; this very one when the log is out of order: nothing hangs on it."""
+        """What an attestor signed first for a place; this very one when the log is out of order."""
         try:
             return self._log.keep(self._domain, signer, signed)
         except StorageError:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.evidence import name_of
 from dht.errors import MurmurationError, StorageError, UnreachableError
 from dht.identity import PeerId
 from dht.transport import Part
-from dht.wire import decode, digest, encode
+from dht.wire import decode, encode
 from ledger.attestor import Attestor, AttestorAction, Expose, Finalize
 from ledger.chain_view import ChainView, Propose
 from ledger.files import write_once
@@ -131,7 +132,7 @@ class Checkpointer:
 
     def _keep(self, exposed: Expose) -> None:
         """Write evidence under its name, once."""
-        path = self._evidence / f"{digest('evidence', exposed.evidence).hex()}.evidence"
+        path = self._evidence / f"{name_of(exposed.evidence).hex()}.evidence"
         try:
             write_once(path, exposed.evidence)
         except StorageError as error:
