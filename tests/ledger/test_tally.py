@@ -1,5 +1,7 @@
 """Tallies over epochs: cumulative, capped, and with fees that wait for somebody who earns them."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +34,7 @@ def tallies(epochs, constants=CONSTANTS):
 @given(EPOCHS)
 def test_cumulative_rewards_never_fall_and_sum_up(epochs):
     history = tallies(epochs)
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         assert after.epoch == before.epoch + 1
         assert set(before.accounts) <= set(after.accounts)
         for peer, account in before.accounts.items():
