@@ -4,8 +4,8 @@ Two signatures of one key in one place cost its stake. The hub counts places by 
 that is lost, a restart, or another branch of records never makes an honest attestor sign a second header there: it
 abstains until the place is gone.
 
-SQLite in WAL mode with synchronous=FULL: a commit has reached the disk before the call returns. A promise is checked and
-written in one immediate transaction, so of two processes on one file only one can make it.
+SQLite in WAL mode with synchronous=FULL: a commit has reached the disk before the call returns. A promise is checked
+and written in one immediate transaction, so of two processes on one file only one can make it.
 """
 
 from __future__ import annotations
@@ -81,13 +81,15 @@ class SqliteAttestorGuard:
         with self._lock:
             try:
                 kept = self._keep(place, digest, header.encode())
-            except sqlite3.Error as error:
+            except BaseException as error:
                 with suppress(sqlite3.Error):  # a full disk may have rolled back already
                     self._db.execute("ROLLBACK")
-                raise StorageError(
-                    f"the attestor's guard could not write its promise: {error}",
-                    remedy="free disk space; nothing was signed",
-                ) from error
+                if isinstance(error, sqlite3.Error):
+                    raise StorageError(
+                        f"the attestor's guard could not write its promise: {error}",
+                        remedy="free disk space; nothing was signed",
+                    ) from error
+                raise
         if kept != digest:
             raise AlreadySignedError(
                 f"another checkpoint of epoch {header.epoch}, fork nonce {header.fork_nonce} was signed here"

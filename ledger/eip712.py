@@ -1,8 +1,8 @@
 """EIP-712 typed data for structs whose members are one 32-byte word each: what the contracts hash, and how.
 
 A struct is a frozen dataclass whose `TYPE` is its EIP-712 type; the dataclass has the same members in the same order.
-Its ABI encoding is then its words one after the other, so the bytes that travel between peers, the bytes of calldata and
-the bytes under the hash are the same (https://eips.ethereum.org/EIPS/eip-712).
+Its ABI encoding is then its words one after the other, so the bytes that travel between peers, the bytes of calldata
+and the bytes under the hash are the same (https://eips.ethereum.org/EIPS/eip-712).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, TypeVar
 
 from eth_hash.auto import keccak as _keccak
 
@@ -26,7 +26,7 @@ S = TypeVar("S", bound="Struct")
 
 def keccak(data: bytes) -> bytes:
     """Keccak-256 (not NIST's SHA-3) of some bytes, 32 bytes."""
-    return cast(bytes, _keccak(data))
+    return _keccak(data)
 
 
 @dataclass(frozen=True, slots=True)

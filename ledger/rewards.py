@@ -16,9 +16,9 @@ UINT128 = (1 << 128) - 1
 class Constants:
     """What all who recompute a run's tally must agree on; the manifest and the RewardPool fix it. Raises ConfigError.
 
-    `emission` and `emission_cap` in 1e-18 tokens: what an epoch mints, and what all epochs together may (the token's
-    cap without the genesis allocation). `tokens_bps` of 10,000 parts go to tokens, the rest to chunks. `chunk_bytes`: of
-    a full chunk of the manifest's codec.
+    `emission` and `emission_cap` in 1e-18 tokens: what an epoch mints, and what all epochs together may (the
+    token's cap without the genesis allocation). `tokens_bps` of 10,000 parts go to tokens, the rest to chunks.
+    `chunk_bytes`: of a full chunk of the manifest's codec.
     """
 
     rounds_per_checkpoint: int

@@ -1,4 +1,4 @@
-"""Signatures that the contracts check: ECDSA by a peer's libp2p key, compact, low s, and many of them in a bitmap's order.
+"""Signatures that the contracts check: ECDSA by a peer's libp2p key, compact, low s; many of them in a bitmap's order.
 
 EIP-2098: r, then s with the recovery bit in its highest bit, 64 bytes (https://eips.ethereum.org/EIPS/eip-2098).
 """
@@ -52,7 +52,7 @@ def recover(digest: bytes, signature: bytes) -> bytes | None:
 
 
 def pack(signatures: Mapping[int, bytes]) -> tuple[int, tuple[bytes, ...]]:
-    """(bitmap, rvs) of compact signatures by attestor index: r and vs of each, in the order of the bits, lowest first."""
+    """(bitmap, rvs) of compact signatures by attestor index: r and vs of each, lowest bit first."""
     bitmap = sum(1 << index for index in signatures)
     ordered = (signatures[index] for index in sorted(signatures))
     return bitmap, tuple(half for signature in ordered for half in (signature[:WORD], signature[WORD:]))

@@ -1,8 +1,8 @@
 """Merkle trees in the format of OpenZeppelin's StandardMerkleTree ("standard-v1") over (address, uint256) leaves.
 
-A leaf is `keccak(keccak(abi.encode(address, uint256)))`: hashed twice, so that no inner node can pass for one. Leaves are
-sorted by hash and laid out from the end of a complete binary tree; a node hashes its children in ascending order, so a
-proof is a list of siblings without directions (https://github.com/OpenZeppelin/merkle-tree).
+A leaf is `keccak(keccak(abi.encode(address, uint256)))`: hashed twice, so that no inner node can pass for one. Leaves
+are sorted by hash and laid out from the end of a complete binary tree; a node hashes its children in ascending order,
+so a proof is a list of siblings without directions (https://github.com/OpenZeppelin/merkle-tree).
 """
 
 from __future__ import annotations

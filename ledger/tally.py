@@ -1,4 +1,4 @@
-"""The tally of a run, epoch after epoch: who did what, who earned what, and the leaves that the hub's root stands for."""
+"""The tally of a run, epoch after epoch: who did what, who earned what, and the leaves under the hub's root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ledger.standard_merkle import StandardMerkleTree
 class Account:
     """One peer's points and what it earned for them, in 1e-18 tokens."""
 
-    points: Points = Points()
+    points: Points = field(default_factory=Points)
     earned: int = 0
 
     def __add__(self, other: Account) -> Account:
@@ -33,8 +33,8 @@ class EpochTally:
     """An immutable tally after `epoch` epochs; `EpochTally()` is that of the founding.
 
     `added` is what this epoch gave by peer id, `accounts` everything since the founding, both in the order of peer ids.
-    `paid` is the epoch's pot, `emitted` how much of all pots was minted, `carried` the usage fees that wait for an epoch
-    in which somebody earns a point.
+    `paid` is the epoch's pot, `emitted` how much of all pots was minted, `carried` the usage fees that wait for an
+    epoch in which somebody earns a point.
     """
 
     epoch: int = 0

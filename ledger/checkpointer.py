@@ -1,0 +1,159 @@
+"""Binds an `Attestor` to the event loop, the network, the chain and the disk. Training waits for nothing here.
+
+The hub is asked every `poll` seconds. While no RPC answers, the peer goes on training; epochs that end meanwhile are
+anchored one after the other when one answers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
+from averaging.evidence import name_of
+from dht.errors import MurmurationError, StorageError, UnreachableError
+from dht.identity import PeerId
+from dht.transport import Part
+from dht.wire import decode, encode
+from ledger.attestor import Attestor, AttestorAction, Expose, Finalize
+from ledger.chain_view import ChainView, Propose
+from ledger.files import write_once
+from ledger.quorum import Submit
+
+_log = logging.getLogger(__name__)
+POLL = 12.0
+"""Seconds between two looks at the hub."""
+MOST_BACKOFF = 60.0
+"""The longest pause between two looks while no RPC answers."""
+
+
+class Sender(Protocol):
+    """What of a `dht.transport.Transport` is needed."""
+
+    async def send(self, to: PeerId, parts: Sequence[Part], *, bulk: bool = False) -> None:
+        """See `dht.transport.Transport.send`."""
+        ...
+
+
+class Checkpointer:
+    """Runs one attestor from `run` to `stop`. Methods are called on the event loop."""
+
+    def __init__(
+        self,
+        attestor: Attestor,
+        view: ChainView,
+        transport: Sender,
+        evidence: Path,
+        finalize: Callable[[int], None],
+        *,
+        poll: float = POLL,
+    ) -> None:
+        """`evidence`: the folder that keeps proofs of equivocation. `finalize` gets rounds that are final."""
+        self._attestor, self._view, self._transport = attestor, view, transport
+        self._evidence, self._finalize, self._poll = evidence, finalize, poll
+        self._loop = asyncio.get_running_loop()
+        self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unsubmitted: Propose | None = None
+        self._failures = 0
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Follow the hub until this is cancelled or `stop` is called. No failure of the chain ends it."""
+        while not self._stopped:
+            await self._look()
+            await asyncio.sleep(min(self._poll * 2**self._failures, max(MOST_BACKOFF, self._poll)))
+
+    def receive(self, sender: PeerId, frame: bytes | memoryview) -> None:
+        """A frame of one of the ledger's tags. Raises ProtocolError when it is refused."""
+        if not self._stopped:
+            self._do(self._attestor.receive(sender, decode(frame)))
+
+    def advanced(self) -> None:
+        """The run's chain has a new head, or another branch."""
+        if not self._stopped:
+            self._do(self._attestor.advanced())
+
+    async def stop(self) -> None:
+        """End all timers and sends. What is on disk stays."""
+        self._stopped = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _look(self) -> None:
+        try:
+            head = await self._view.head()
+        except MurmurationError as error:
+            self._failures = min(self._failures + 1, 8)
+            if self._failures == 1:
+                _log.warning("%s; training goes on, checkpoints wait", error)
+            return
+        if self._failures:
+            _log.info("the ledger answers again at epoch %d", head.epoch)
+        self._failures = 0
+        intent, self._unsubmitted = self._unsubmitted, None
+        if intent is not None and not intent.fulfilled(head):
+            self._spawn(self._submit(intent))
+        self._do(self._attestor.head(head))
+
+    def _do(self, actions: Sequence[AttestorAction]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._spawn(self._send(action.to, encode(action.message)))
+            elif isinstance(action, SetTimer):
+                self._cancel(action.key)
+                self._timers[action.key] = self._loop.call_later(action.delay, self._due, action.key)
+            elif isinstance(action, CancelTimer):
+                self._cancel(action.key)
+            elif isinstance(action, Submit):
+                self._spawn(self._submit(action.intent))
+            elif isinstance(action, Expose):
+                self._keep(action)
+            elif isinstance(action, Finalize):
+                self._finalize(action.round)
+            elif isinstance(action, Note):
+                _log.info("%s%s", action.text, f" ({action.peer.short})" if action.peer else "")
+
+    def _due(self, key: TimerKey) -> None:
+        del self._timers[key]
+        self._do(self._attestor.timeout(key))
+
+    def _cancel(self, key: TimerKey) -> None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _keep(self, exposed: Expose) -> None:
+        """Write evidence under its name, once."""
+        path = self._evidence / f"{name_of(exposed.evidence).hex()}.evidence"
+        try:
+            write_once(path, exposed.evidence)
+        except StorageError as error:
+            _log.error("%s", error)
+        else:
+            _log.warning("0x%s signed two checkpoints for one place: %s", exposed.accused.hex(), path)
+
+    async def _send(self, to: PeerId, frame: bytes) -> None:
+        try:
+            await self._transport.send(to, [frame])
+        except UnreachableError as error:
+            _log.debug("%s", error)  # who lacks a signature asks for it
+
+    async def _submit(self, intent: Propose) -> None:
+        try:
+            await self._view.submit(intent)
+        except MurmurationError as error:
+            self._unsubmitted = intent  # tried again at the next look
+            _log.warning("cannot submit the checkpoint of epoch %d yet: %s", intent.header.epoch, error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,44 @@
+"""The attestors: whose signatures count how much, and who of them submits a checkpoint first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from dht.wire import digest
+from ledger.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Electorate:
+    """Key addresses (20 bytes) and weights, in the hub's order: a bit of a bitmap is an index into them."""
+
+    addresses: tuple[bytes, ...]
+    weights: tuple[int, ...]
+
+    @cached_property
+    def _indices(self) -> Mapping[bytes, int]:
+        return {address: index for index, address in enumerate(self.addresses)}
+
+    def index(self, address: bytes) -> int | None:
+        """The bit of an attestor; None for anybody else."""
+        return self._indices.get(address)
+
+    def enough(self, indices: Iterable[int]) -> bool:
+        """Whether these attestors have more than two thirds of all weight."""
+        return 3 * sum(self.weights[index] for index in set(indices)) > 2 * sum(self.weights)
+
+    def fewest(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """Of attestors that are enough, as few as are: each signature more costs gas. The heaviest come first."""
+        chosen: list[int] = []
+        for index in sorted(indices, key=lambda each: (-self.weights[each], each)):
+            if self.enough(chosen):
+                break
+            chosen.append(index)
+        return tuple(sorted(chosen))
+
+    def leaders(self, header: Checkpoint) -> tuple[bytes, ...]:
+        """Who submits a checkpoint: the first at once, each next one a while later; nobody chooses the order."""
+        seed = (header.epoch.to_bytes(8, "big"), header.parent)
+        return tuple(sorted(self.addresses, key=lambda address: digest("checkpoint leader", *seed, address)))

@@ -1,0 +1,51 @@
+"""What attestors say to each other about a checkpoint: tags 0x60 to 0x6F. Nothing here needs an envelope.
+
+A signature is over the EIP-712 digest of its header, so it says for itself which key made it, whoever passes it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from dht.wire import U64, Bytes32, Bytes64, Count, Length, message
+from ledger.eip712 import ADDRESS_BYTES
+
+MAX_ATTESTORS = 64
+HEADER_BYTES = 384
+"""The ABI encoding of a `Checkpoint`: twelve words."""
+
+HeaderBytes = Annotated[bytes, Length(HEADER_BYTES, HEADER_BYTES)]
+
+
+@message(tag=0x60, cap=5120)
+@dataclass(frozen=True, slots=True)
+class Attestations:
+    """Compact signatures (EIP-2098) by attestors over one header, each of another attestor."""
+
+    header: HeaderBytes
+    signatures: Annotated[tuple[Bytes64, ...], Count(1, MAX_ATTESTORS)]
+
+
+@message(tag=0x61, cap=128)
+@dataclass(frozen=True, slots=True)
+class AttestationRequest:
+    """Send me the signatures over the header with this hash that I lack; `have` is a bitmap of attestor indices."""
+
+    fork_nonce: U64
+    epoch: U64
+    hash: Bytes32
+    have: U64
+
+
+@message(tag=0x62, cap=1024, framed=False)
+@dataclass(frozen=True, slots=True)
+class TwoCheckpoints:
+    """Evidence, kept in a file: two headers for one place that one key signed; the lesser encoding first."""
+
+    chain_id: U64
+    hub: Annotated[bytes, Length(ADDRESS_BYTES, ADDRESS_BYTES)]
+    first: HeaderBytes
+    first_signature: Bytes64
+    second: HeaderBytes
+    second_signature: Bytes64
