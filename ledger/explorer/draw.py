@@ -43,7 +43,7 @@ def write_png(path: Path, panels: Sequence[Panel]) -> None:
             canvas.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
 
         def text(self, x: float, y: float, text: str, colour: str) -> None:
-            canvas.text((x, y), text, fill=colour)
+            canvas.text((x, y), text, fill=colour, font_size=13)
 
     for place, panel in enumerate(panels):
         _draw(Bitmap(), panel, place * PANEL)

@@ -161,9 +161,9 @@ def _apply(entry: Enrolment, name: str, row: Mapping[str, Any]) -> None:
         entry.metadata = row["metadata"]
     elif name == "Slashed":
         entry.slashed += amount
-        # Stake goes first, then what is unbonding: the event gives the sum.
-        from_stake = min(entry.stake, amount)
-        entry.stake, entry.unbonding = entry.stake - from_stake, max(0, entry.unbonding - (amount - from_stake))
+        # The same part of what is staked and of what is unbonding; the event gives the sum.
+        from_stake = amount * entry.stake // max(1, entry.stake + entry.unbonding)
+        entry.stake, entry.unbonding = entry.stake - from_stake, entry.unbonding - (amount - from_stake)
 
 
 def claims(index: Index) -> dict[str, int]:

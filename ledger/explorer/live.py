@@ -76,7 +76,8 @@ async def watch(session: Session, draw: Callable[[], Awaitable[Any]]) -> None:
     from ledger.explorer.options import terminal
 
     if not terminal():
-        show.console().print(await draw())
+        drawn = await draw()
+        show.emit(None, as_json=False, human=[drawn])
         return
     with Live(await draw(), console=show.console(), screen=True, auto_refresh=False) as screen:
 

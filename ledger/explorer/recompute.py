@@ -34,11 +34,12 @@ def constants_of(session: Session) -> Constants | None:
 def fees_of(session: Session) -> list[int]:
     """Usage fees for contributors that count in each epoch, from epoch 1 on, in units.
 
-    A fee counts in the epoch after the newest checkpoint that had been proposed when it was paid.
+    In epoch e count those paid in blocks behind that of checkpoint e - 3, up to that of checkpoint e - 2.
     """
-    fees = [0] * (len(session.epochs) + 1)
+    fees = [0] * (len(session.epochs) + 2)
     for row in session.index.events("UsagePaid"):
-        place = (row["block"], row["log_index"])
-        proposed = sum((epoch.block, epoch.log_index) < place for epoch in session.epochs)
-        fees[proposed] += int(row["contributors"])
+        for epoch in session.epochs:
+            if row["block"] <= epoch.block:
+                fees[epoch.number + 1] += int(row["contributors"])
+                break
     return fees

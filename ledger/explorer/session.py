@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
+from time import time as wall_clock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dht.errors import DataError, UnreachableError
+from dht.errors import DataError, MurmurationError, UnreachableError
 from ledger.explorer import facts, show, wiring
 from ledger.explorer.options import Common, cache_folder, terminal
 from ledger.indexer.abi import Interface
@@ -31,6 +31,7 @@ class Session:
     common: Common
     found: wiring.Found
     interface: Interface
+    events: Interface
     node: Node | None
     index: Index
 
@@ -43,7 +44,7 @@ class Session:
     def now(self) -> float:
         """Unix seconds: of this machine, or of the chain where that is ahead."""
         last = self.index.last()
-        return max(time.time(), last.timestamp if last else 0)
+        return max(wall_clock(), last.timestamp if last else 0)
 
     async def sync(self) -> Progress | None:
         """Bring the index up to date; None when offline."""
@@ -52,7 +53,7 @@ class Session:
         if self.node is None:
             return None
         await check_chain(self.node, self.deployment)
-        indexer = Indexer(self.node, self.index, self.interface)
+        indexer = Indexer(self.node, self.index, self.events)
         progress = await indexer.step()
         if not progress.behind:
             return progress
@@ -79,7 +80,7 @@ class Session:
             return None
         try:
             return await self.view(contract, name, *values)
-        except UnreachableError:
+        except MurmurationError:
             return None
 
     async def attestors(self) -> list[tuple[str, int]] | None:
@@ -155,7 +156,9 @@ def open_session(common: Common) -> Session:
     deployment = found.deployment
     name = f"{deployment.chain_id}-{deployment.address('CheckpointHub')[2:12]}.db"
     node = None if common.offline else wiring.connect(common.rpc or deployment.rpc)
-    return Session(common, found, interface, node, Index(common.index or cache_folder() / name, deployment, interface))
+    events = wiring.interface(wiring.INDEXED)
+    index = Index(common.index or cache_folder() / name, deployment, events)
+    return Session(common, found, interface, events, node, index)
 
 
 def with_session(common: Common | None, work: Callable[[Session], Awaitable[T]], *, sync: bool = True) -> T:

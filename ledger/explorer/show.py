@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from shutil import get_terminal_size
 from typing import Any
 
 from ledger.explorer.options import terminal
 
 UNIT = 10**18
-_WIDE = 240
+_WIDE = 4000
 """Columns where nobody looks: nothing is cut off in a pipe."""
 STYLES = {"active": "green", "final": "green", "ok": "green", "pending": "yellow", "bad": "bold red", "jailed": "red"}
 
@@ -23,7 +24,13 @@ def emit(value: object, *, as_json: bool, human: Any) -> None:
         return
     output = console()
     for part in human() if callable(human) else human:
-        output.print(part)
+        if terminal():
+            output.print(part)
+            continue
+        with output.capture() as captured:
+            output.print(part)
+        for line in captured.get().splitlines():
+            print(line.rstrip())
 
 
 def console(*, stderr: bool = False) -> Any:
@@ -111,6 +118,11 @@ def when(timestamp: int | None) -> str:
 def short(text: str) -> str:
     """The ends of an address, hash or peer id: enough to tell one from another."""
     return f"{text[:8]}…{text[-6:]}" if len(text) > 18 else text
+
+
+def fit(text: str, wide: int = 160) -> str:
+    """The whole address or peer id, or its ends on a terminal of fewer than `wide` columns."""
+    return short(text) if terminal() and get_terminal_size().columns < wide else text
 
 
 def bar(part: float, width: int = 24) -> str:

@@ -87,7 +87,7 @@ def check_header(epoch: Epoch, before: Epoch | None, run: bytes) -> list[Finding
         _finding(
             "parent", follows, f"follows epoch {epoch.number - 1}, rounds adjoin", "does not follow from the one before"
         ),
-        _finding("reward", reward >= 0, f"rises by {reward} units", f"falls by {-reward} units"),
+        _finding("epoch's reward", reward >= 0, f"rises by {reward} units", f"falls by {-reward} units"),
     ]
 
 
@@ -187,11 +187,11 @@ def check_model(epoch: Epoch, path: Path | None, run: bytes) -> Finding:
     )
 
 
-def check_hub(epoch: Epoch, slot: dict[str, Any] | None) -> Finding:
+def check_hub(epoch: Epoch, slot: Sequence[Any] | None) -> Finding:
     """What the hub itself holds now, while the epoch is still in its ring."""
-    if slot is None or slot["epoch"] != epoch.number:
+    if slot is None or slot[2] != epoch.number:
         return _unchecked("hub", "the hub does not hold this epoch any more, or could not be asked")
-    same = (slot["hash"], slot["tallyRoot"]) == (epoch.hash, epoch.header.tally_root)
+    same = tuple(slot[:2]) == (epoch.hash, epoch.header.tally_root)
     return _finding("hub", same, "the contract holds this hash and tally root", "the contract holds another checkpoint")
 
 

@@ -18,6 +18,8 @@ from ledger.rewards import Constants
 
 DEPLOYMENT_FILE = "devnet.json"
 CONTRACTS = ("Token", "PeerRegistry", "CheckpointHub", "RewardPool", "Slashing")
+INDEXED = CONTRACTS[1:]
+"""Contracts whose events are indexed: transfers of the token are left to who trades it."""
 _TIMEOUT = 30.0
 
 
@@ -41,9 +43,10 @@ class Found:
     constants: Constants | None
 
 
-def interface() -> Interface:
+def interface(names: Sequence[str] = CONTRACTS) -> Interface:
     """The contracts' interfaces from the artifacts that come with the package."""
-    return Interface({name: json.loads(text)["abi"] for name, text in _artifacts().items()})
+    artifacts = _artifacts()
+    return Interface({name: json.loads(artifacts[name])["abi"] for name in names})
 
 
 def _artifacts() -> dict[str, str]:

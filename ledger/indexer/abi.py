@@ -77,6 +77,7 @@ class Interface:
 
     def __init__(self, contracts: Mapping[str, Abi]) -> None:
         """`contracts`: the ABI of each contract by its name."""
+        self.contracts = tuple(contracts)
         self.functions: dict[tuple[str, str], Entry] = {}
         self.events: dict[bytes, Entry] = {}
         self.errors: dict[bytes, Entry] = {}

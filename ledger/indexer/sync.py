@@ -49,7 +49,7 @@ class Indexer:
     def __init__(self, node: Node, index: Index, interface: Interface, *, span: int = MOST_BLOCKS) -> None:
         self._node, self._index, self._interface = node, index, interface
         self._first = index.deployment.block
-        self._addresses = sorted(address.lower() for address in index.deployment.contracts.values())
+        self._addresses = sorted(index.deployment.address(name) for name in interface.contracts)
         self._most = self._span = span
 
     async def sync(self) -> Progress:

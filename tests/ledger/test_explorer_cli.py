@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ledger.explorer import cli, wiring
+from ledger.explorer import cli, session, wiring
 from ledger.indexer.abi import Interface
 from tests.ledger.fake_chain import ADDRESSES, CHAIN_ID, RUN
 from tests.ledger.world import CONSTANTS, PEERS, WALLETS, World, small_run
@@ -32,9 +31,8 @@ def run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(wiring, "interface", lambda: world.interface)
     monkeypatch.setattr(wiring, "connect", lambda urls: world.chain)
-    monkeypatch.setattr("time.time", lambda: float(world.chain.blocks[-1].timestamp + 10))
+    monkeypatch.setattr(session, "wall_clock", lambda: float(world.chain.blocks[-1].timestamp + 10))
 
     def call(*arguments: str, records: bool = True) -> tuple[int, str, str]:
         more = ("--records", str(world.folder)) if records else ()
@@ -44,3 +42,196 @@ def run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         return int(ended.value.code or 0), said.out, said.err
 
     return call
+
+
+GOLDEN = {
+    "status": ("status",),
+    "epochs": ("epochs",),
+    "epoch": ("epoch", "2"),
+    "peers": ("peers", "--sort", "stake"),
+    "peer": ("peer", WALLETS[PEERS[1]]),
+    "leaderboard": ("leaderboard",),
+    "slashes": ("slashes",),
+    "round": ("round", "4"),
+    "void": ("round", "5"),
+    "founding": ("round", "0"),
+    "proof": ("proof", str(PEERS[1])),
+    "verify": ("verify", "1"),
+    "params": ("params",),
+    "fees": ("fees",),
+    "watch": ("watch",),
+}
+FOLDER = Path(__file__).parent.parent / "vectors" / "explorer"
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_people_read(run: Run, name: str):
+    code, out, err = run(*GOLDEN[name])
+    assert (code, err) == (0, "")
+    assert out == (FOLDER / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN.keys() - {"watch"}))
+def test_what_programs_read(run: Run, name: str):
+    code, out, err = run(*GOLDEN[name], "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def test_no_output_for_pipes_has_colours_or_is_cut_off(run: Run):
+    for arguments in GOLDEN.values():
+        _, out, _ = run(*arguments)
+        assert "\x1b" not in out and "…\n" not in out
+
+
+def test_offline_says_the_same_from_the_index(run: Run):
+    _, online, _ = run("epochs", "--json")
+    code, offline, _ = run("epochs", "--json", "--offline")
+    assert (code, json.loads(offline)) == (0, json.loads(online))
+
+
+def test_without_records_points_are_unknown_and_not_zero(run: Run):
+    code, out, _ = run("peers", "--json", records=False)
+    rows = json.loads(out)
+    assert code == 0 and {row["wallet"] for row in rows} == {WALLETS[peer] for peer in PEERS[:3]}
+    assert all(row["tokens"] is None and row["earned"] is None for row in rows)
+
+
+def test_a_peer_is_found_by_everything_that_names_it(run: Run):
+    found = []
+    _, out, _ = run("peer", str(PEERS[1]), "--json")
+    key = json.loads(out)["key"]
+    for name in (str(PEERS[1]), PEERS[1].short, WALLETS[PEERS[1]], key, key.upper().replace("0X", "0x")):
+        _, out, _ = run("peer", name, "--json")
+        found.append(json.loads(out))
+    assert all(each == found[0] for each in found)
+
+
+def test_a_proof_is_what_the_pool_takes(run: Run, world: World):
+    from ledger.standard_merkle import verify
+
+    for peer in PEERS:
+        _, out, _ = run("proof", str(peer), "--epoch", "1", "--json")
+        proof = json.loads(out)
+        path = [bytes.fromhex(step[2:]) for step in proof["proof"]]
+        root, account = world.checkpoints[0].tally_root, bytes.fromhex(proof["account"][2:])
+        assert verify(root, account, int(proof["cumulative"]), path)
+        assert not verify(root, account, int(proof["cumulative"]) + 1, path)
+
+
+@pytest.mark.parametrize("what", ["epochs", "peers", "slashes", "claims", "events", "usage"])
+def test_exports_hold_what_was_shown(run: Run, tmp_path: Path, what: str):
+    import csv
+
+    _, out, _ = run("export", what, "--json")
+    rows = json.loads(out)
+    code, out, err = run("export", what, "--csv", str(tmp_path / "table.csv"))
+    assert (code, out) == (0, "") and "table.csv" in err
+    with (tmp_path / "table.csv").open(newline="") as file:
+        again = list(csv.DictReader(file))
+    plain = [
+        {name: json.dumps(v) if isinstance(v, list | dict) else "" if v is None else str(v) for name, v in row.items()}
+        for row in rows
+    ]
+    assert [{name: cell for name, cell in row.items() if cell} for row in again] == [
+        {name: cell for name, cell in row.items() if cell} for row in plain
+    ]
+    _, streamed, _ = run("export", what, "--csv", "-")
+    assert streamed == (tmp_path / "table.csv").read_text()
+
+
+def test_an_export_has_a_form(run: Run):
+    code, out, err = run("export", "epochs")
+    assert (code, out) == (2, "") and "--csv" in err
+
+
+def test_the_export_of_rounds_is_every_record(run: Run):
+    _, out, _ = run("export", "rounds", "--json")
+    assert [row["round"] for row in json.loads(out)] == list(range(7))
+
+
+def test_a_plot_is_a_picture_with_something_on_it(run: Run, tmp_path: Path):
+    from PIL import Image
+
+    code, _, _ = run("plot", str(tmp_path / "run.png"))
+    with Image.open(tmp_path / "run.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
+        assert (code, image.format, image.size[0]) == (0, "PNG", 960)
+    assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours  # a line for each of three peers
+
+
+def test_a_transaction_is_decoded(run: Run, world: World):
+    _, out, _ = run("epoch", "1", "--json")
+    code, out, _ = run("tx", json.loads(out)["tx"], "--json")
+    found = json.loads(out)
+    assert (code, found["contract"], found["call"], found["succeeded"]) == (0, "CheckpointHub", "propose", True)
+    assert found["arguments"]["header"]["modelRoot"] == f"0x{world.checkpoints[0].model_root.hex()}"
+    assert [event["event"] for event in found["events"]] == ["CheckpointProposed"]
+
+
+BAD = {
+    "no such command": (("epok",), 2),
+    "no such option": (("epochs", "--lasst", "3"), 2),
+    "epoch that is none": (("epoch", "x"), 2),
+    "epoch that is not there": (("epoch", "9"), 66),
+    "verify what is not there": (("verify", "9"), 66),
+    "round that is not there": (("round", "99"), 66),
+    "negative round": (("round", "-1"), 66),
+    "address too short": (("peer", "0x1234"), 2),
+    "wrong checksum": (("peer", "0xC0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0"), 2),
+    "unknown peer": (("peer", "16Uiu2HAmnobody"), 66),
+    "peer too short": (("peer", "abc"), 2),
+    "transaction that is none": (("tx", "0x12"), 2),
+    "transaction that is not there": (("tx", "0x" + "ab" * 32), 66),
+    "proof of nothing": (("proof", "0x" + "99" * 20), 66),
+    "no such deployment": (("status", "--deployment", "nowhere.json"), 2),
+    "plot of another kind": (("plot", "x.jpg"), 2),
+    "plot to nowhere": (("plot", "no/where.png"), 74),
+    "csv to nowhere": (("export", "epochs", "--csv", "no/where.csv"), 74),
+    "no manifest": (("verify", "1", "--run", "nowhere.toml"), 66),
+    "offline transaction": (("tx", "0x" + "ab" * 32, "--offline"), 69),
+    "serve on no port": (("serve", "--port", "70000"), 2),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_said_and_has_its_code(run: Run, name: str):
+    arguments, expected = BAD[name]
+    code, out, err = run(*arguments)
+    assert (code, out) == (expected, ""), err
+    assert err.startswith("error: [MUR-") and err.count("\n") == 1
+    code, out, err = run(*arguments, "--json")
+    said = json.loads(err)
+    assert (code, out, said["exit"]) == (expected, "", expected)
+    assert said["remedy"], "an error says what to do"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"chain_id": 1}', '{"chain_id": 1, "contracts": [], "run_id": "00"}'],
+)
+def test_a_deployment_that_is_none_is_named(run: Run, tmp_path: Path, text: str):
+    (tmp_path / "bad.json").write_text(text)
+    code, _, err = run("status", "--deployment", "bad.json")
+    assert code == 2 and "bad.json" in err
+
+
+def test_another_chain_or_a_missing_contract_is_a_clear_end(run: Run, world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(world.chain, "chain_id", 5)
+    code, _, err = run("status")
+    assert code == 65 and "chain 5" in err
+
+
+def test_help_names_every_command(run: Run, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    named = {arguments[0] for arguments in GOLDEN.values()} | {"runs", "export", "plot", "serve", "tx", "index"}
+    assert all(f" {name} " in text for name in named)
+
+
+def regenerate(run: Run) -> None:
+    for name, arguments in GOLDEN.items():
+        (FOLDER / f"{name}.txt").write_text(run(*arguments)[1])
+        if name != "watch":
+            (FOLDER / f"{name}.json").write_text(run(*arguments, "--json")[1])

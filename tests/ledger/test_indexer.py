@@ -15,15 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dht.errors import IncompatibleRunError, StorageError, UnreachableError
+from ledger.explorer import wiring
 from ledger.indexer import store
-from ledger.indexer.abi import Interface
 from ledger.indexer.node import Deployment, check_chain
 from ledger.indexer.store import Index
 from ledger.indexer.sync import Indexer
-from tests.ledger import human_abi
 from tests.ledger.fake_chain import ADDRESSES, DEPLOYMENT, RUN, FakeChain, RefusedError
 
-INTERFACE = human_abi.interface()
+INTERFACE = wiring.interface(wiring.INDEXED)
 WALLET = "0x" + "11" * 20
 
 
@@ -285,10 +284,9 @@ def test_another_layout_is_built_anew(chain: FakeChain, tmp_path: Path):
     index = opened(tmp_path)
     asyncio.run(Indexer(chain, index, INTERFACE).sync())
     index.close()
-    contracts = {name: human_abi.abi(text) for name, text in human_abi.CONTRACTS.items() if name != "Token"}
-    smaller = Index(tmp_path / "index.db", DEPLOYMENT, Interface(contracts))
+    smaller = Index(tmp_path / "index.db", DEPLOYMENT, wiring.interface(["PeerRegistry"]))
     assert smaller.last() is None
-    assert "Transfer" not in smaller.tables
+    assert "CheckpointProposed" not in smaller.tables
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path):

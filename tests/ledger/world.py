@@ -64,6 +64,7 @@ class World:
         attestors = [text_address(peer) for peer in PEERS]
         views = self.chain.views
         views["CheckpointHub", "attestors"] = lambda: (attestors, [1] * len(PEERS))
+        views["CheckpointHub", "runId"] = lambda: (RUN,)
         views["CheckpointHub", "slot"] = self._slot
         views["CheckpointHub", "window"] = lambda: (WINDOW,)
         views["CheckpointHub", "minInterval"] = lambda: (60,)
@@ -138,8 +139,7 @@ class World:
 
     def _peer(self, wallet: str) -> tuple[Any, ...]:
         peer = next(peer for peer, each in WALLETS.items() if each == wallet)
-        key = peer.public_key
-        return text_address(peer), key[1:], key[0], 100 * UNIT, 0, 0, False, bytes(32)
+        return text_address(peer), 100 * UNIT, 0, 0, False
 
 
 def certify(record: Record, committee: tuple[PeerId, ...]) -> Certificate:

@@ -30,7 +30,7 @@ def export(
 ) -> int:
     """Write a table for other programs: --csv FILE, or --json."""
     common = common or Common()
-    if (csv is None) == (not common.json):
+    if csv is None and not common.json:
         raise ConfigError("export writes CSV or JSON", remedy="give --csv FILE, --csv - for stdout, or --json")
     rows = with_session(common, lambda session: _rows(session, what))
     if csv is not None:

@@ -12,11 +12,14 @@ from ledger.explorer.options import Common, CommonOptions
 from ledger.explorer.session import Session, with_session
 
 _VIEWS = (
-    ("CheckpointHub", ("window", "minInterval", "runId", "rotations")),
-    ("RewardPool", ("emission", "treasury")),
+    ("CheckpointHub", ("runId", "window", "minInterval", "rotationNonce")),
+    (
+        "RewardPool",
+        ("emission", "mostEmitted", "emitted", "fees", "totalClaimed", "splits", "treasury", "dataProviders"),
+    ),
     ("PeerRegistry", ("unbondDelay",)),
     ("Token", ("name", "symbol", "totalSupply", "cap")),
-    ("Slashing", ("vetoDelay", "verdictDelay", "verdictCap")),
+    ("Slashing", ("equivocationBps", "mostBps", "verdictDelay", "verdictPeriod")),
 )
 
 

@@ -53,9 +53,9 @@ def peers_table(rows: list[dict[str, Any]], unit: str) -> Any:
         columns,
         [
             (
-                row["key"],
+                show.fit(row["key"]),
                 row["peer"][-8:] if row["peer"] else "–",
-                row["wallet"] or "not enrolled",
+                show.fit(row["wallet"]) if row["wallet"] else "not enrolled",
                 show.amount(row["stake"]),
                 _known(row["rounds"]),
                 _known(row["tokens"]),
@@ -219,7 +219,7 @@ def ranking_table(rows: list[dict[str, Any]], by: str) -> Any:
     write = show.amount if by in ("earned", "claimed") else show.count
     most = rows[0]["share"] if rows else 1
     cells = [
-        (row["rank"], row["peer"] or row["key"], write(row[by]), f"{100 * row['share']:.2f}%")
+        (row["rank"], show.fit(row["peer"] or row["key"], 100), write(row[by]), f"{100 * row['share']:.2f}%")
         + ((show.bar(row["share"] / most),) if terminal() else ())
         for row in rows
     ]
@@ -239,11 +239,11 @@ def slashes(*, common: CommonOptions = None) -> int:
     cells = [
         (
             show.when(row["time"]),
-            row["wallet"],
+            show.fit(row["wallet"]),
             show.amount(row["amount"]),
-            row["reporter"],
-            row["evidence"] or "verdict",
-            row["tx"],
+            show.fit(row["reporter"]),
+            show.fit(row["evidence"]) if row["evidence"] else "verdict",
+            show.fit(row["tx"]),
         )
         for row in rows
     ]

@@ -183,12 +183,13 @@ async def check(session: Session, number: int, model: Path | None = None) -> Rep
     rvs = await _signatures_of(session, epoch)
     signed, by, missing = checks.check_signatures(epoch, rvs, attestors, domain, _names(session))
     path = model or (history.model(epoch.header.last_round) if history else None)
+    slot = await session.view_or_none("CheckpointHub", "slot", number)
     findings = [
         *checks.check_header(epoch, before, run),
         *signed,
         *checks.check_records(epoch, history, constants_of(session), fees_of(session)),
         checks.check_model(epoch, path, run),
-        checks.check_hub(epoch, await session.view_or_none("CheckpointHub", "slot", number)),
+        checks.check_hub(epoch, list(slot.values()) if slot else None),
     ]
     return checks.Report(number, tuple(findings), tuple(by), tuple(missing))
 
@@ -224,7 +225,13 @@ def _report_tables(report: Report) -> list[Any]:
     parts: list[Any] = [f"epoch {report.epoch}: {verdict}", "", show.table(("", "WHAT", ""), cells)]
     if report.signatures:
         rows = [
-            (each.index, each.attestor, each.peer or "–", each.weight, show.state("ok" if each.valid else "bad"))
+            (
+                each.index,
+                show.fit(each.attestor),
+                show.fit(each.peer or "–"),
+                each.weight,
+                show.state("ok" if each.valid else "bad"),
+            )
             for each in report.signatures
         ]
         parts += ["", show.table(("#", "SIGNED BY", "PEER", "WEIGHT", "SIGNATURE"), rows)]
