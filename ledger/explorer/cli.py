@@ -17,10 +17,11 @@ from cyclopts.config import Env
 
 from dht import exits
 from dht.errors import ConfigError
-from ledger.explorer.commands import files, live, network, people, records
+from ledger.explorer.commands import files, live, money, network, people, records, report
 
 _LOOK = Group("Look", sort_key=1)
 _CHECK = Group("Check and take along", sort_key=2)
+_DO = Group("Earn, stake, pay", sort_key=3)
 
 
 def application() -> App:
@@ -50,6 +51,10 @@ def application() -> App:
     for command in looking:
         app.command(command, group=_LOOK)
     app.command(records.round_, name="round", group=_LOOK)
+    for group in (money.rewards, money.stake, money.usage):
+        app.command(group, group=_DO)
+    for command in (money.enrol, report.report):
+        app.command(command, group=_DO)
     for command in (records.verify, records.proof, files.export, files.plot, network.index):
         app.command(command, group=_CHECK)
     return app

@@ -1,0 +1,235 @@
+"""What is earned, staked and paid, and how to move it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+from platformdirs import user_data_path
+
+from dht.errors import ConfigError, DataError
+from ledger.explorer import show, spend
+from ledger.explorer.options import Common, CommonOptions
+from ledger.explorer.session import Session, with_session
+from ledger.explorer.spend import Step, WalletChoice, WalletOptions
+
+if TYPE_CHECKING:
+    from ledger.explorer.facts import Epoch
+
+rewards = App(name="rewards", help="What a peer earned, and claiming it.")
+stake = App(name="stake", help="Add stake, ask for it back, and take it.")
+usage = App(name="usage", help="Pay for the use of a model, and see who did.")
+
+Who = Annotated[str, Parameter(name="WHO", help="Peer id, wallet, or key address.")]
+Amount = Annotated[str, Parameter(name="AMOUNT", help="In tokens, for instance 12.5.")]
+
+
+@rewards.command(name="show")
+def rewards_show(who: Who, /, *, common: CommonOptions = None) -> int:
+    """Show what a peer earned, claimed, and may claim now."""
+    from ledger.explorer.commands.network import symbol
+
+    common = common or Common()
+
+    async def work(session: Session) -> tuple[dict[str, Any], str]:
+        from ledger.explorer import people
+
+        found = people.find(people.peers(session), who)
+        active = _claimable(session)
+        row = {"account": found.key, "peer": found.peer, "paid_to": found.wallet or found.key}
+        row |= {name: value for name, value in found.as_json().items() if name in ("earned", "claimed", "claimable")}
+        return row | {"active_epoch": active.number if active else None}, await symbol(session)
+
+    found, unit = with_session(common, work)
+    amounts = {name: found[name] for name in ("earned", "claimed", "claimable")}
+    rows = [(name.replace("_", " "), found[name] or "–") for name in ("account", "peer", "paid_to", "active_epoch")]
+    rows += [(name, "unknown without --records" if v is None else show.amount(v, unit)) for name, v in amounts.items()]
+    show.emit(found, as_json=common.json, human=lambda: [show.facts(rows)])
+    return 0
+
+
+@rewards.command(name="claim")
+def rewards_claim(
+    who: Who,
+    /,
+    *,
+    epoch: Annotated[int, Parameter(help="Against this checkpoint.", show_default=lambda _: "the newest active one")] = 0,
+    wallet: WalletChoice = None,
+    common: CommonOptions = None,
+) -> int:
+    """Claim what a peer earned. Anybody may: it is paid to the peer's wallet, else to its key address."""
+
+    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
+        from ledger.explorer.commands.records import prove
+
+        chosen = session.epoch(epoch) if epoch else _claimable(session)
+        if chosen is None or chosen.state(session.now) != "active":
+            pending = chosen or (session.epochs[-1] if session.epochs else None)
+            since = f"epoch {pending.number} is active from {show.when(pending.active_at)} UTC" if pending else "there is none"
+            raise DataError(f"no checkpoint to claim against: {since}", remedy="claim once it is active")
+        proof = prove(session, who, chosen)
+        cumulative, account = int(proof["cumulative"]), proof["account"]
+        before = await session.view_or_none("RewardPool", "claimed", account) or 0
+        if cumulative <= before:
+            raise DataError(f"{account} has claimed all that it had earned", remedy="wait for the next checkpoint")
+        path = [bytes.fromhex(step[2:]) for step in proof["proof"]]
+        title = f"claim {show.amount(cumulative - before)} tokens for {account}"
+        return [Step(title, "RewardPool", "claim", (chosen.number, account, cumulative, path))]
+
+    return _send(plan, wallet, common)
+
+
+def _claimable(session: Session) -> Epoch | None:
+    """The newest checkpoint that is active."""
+    active = [epoch for epoch in session.epochs if epoch.state(session.now) == "active"]
+    return active[-1] if active else None
+
+
+@stake.command
+def add(amount: Amount, /, *, wallet: WalletChoice = None, common: CommonOptions = None) -> int:
+    """Add to the stake of an enrolled wallet."""
+    units = spend.parse_amount(amount)
+
+    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
+        approval = await spend.allowance(session, wallet, "PeerRegistry", units)
+        return [*approval, Step(f"stake {amount} tokens more", "PeerRegistry", "addStake", (units,))]
+
+    return _send(plan, wallet, common)
+
+
+@stake.command
+def unbond(amount: Amount, /, *, wallet: WalletChoice = None, common: CommonOptions = None) -> int:
+    """Ask for stake back. It can be withdrawn after the unbonding delay, and slashed until then."""
+    units = spend.parse_amount(amount)
+
+    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
+        return [Step(f"ask for {amount} tokens of stake back", "PeerRegistry", "requestUnbond", (units,))]
+
+    return _send(plan, wallet, common)
+
+
+@stake.command
+def withdraw(*, wallet: WalletChoice = None, common: CommonOptions = None) -> int:
+    """Take the stake whose unbonding delay is over."""
+
+    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
+        return [Step("withdraw what is unbonded", "PeerRegistry", "withdraw", ())]
+
+    return _send(plan, wallet, common)
+
+
+def enrol(
+    amount: Amount,
+    /,
+    *,
+    identity: Annotated[
+        Path | None,
+        Parameter(help="The peer's key file.", show_default=lambda _: "identity.key in this machine's data folder"),
+    ] = None,
+    metadata: Annotated[str, Parameter(help="32 bytes as 0x hex: a hash of what the peer says of itself.")] = "",
+    wallet: WalletChoice = None,
+    common: CommonOptions = None,
+) -> int:
+    """Bind a peer's key to a wallet, with stake. The key signs here; it goes nowhere."""
+    units = spend.parse_amount(amount)
+    described = parse_bytes32(metadata, "--metadata") if metadata else bytes(32)
+
+    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
+        x, y, r, vs, key = bind(session, identity, wallet.address())
+        approval = await spend.allowance(session, wallet, "PeerRegistry", units)
+        title = f"enrol {key} with {amount} tokens"
+        return [*approval, Step(title, "PeerRegistry", "enrol", (x, y, r, vs, units, described))]
+
+    return _send(plan, wallet, common)
+
+
+def bind(session: Session, path: Path | None, wallet: str) -> tuple[bytes, bytes, bytes, bytes, str]:
+    """The peer's key (x, y), its signature (r, vs) over the binding to a wallet, and its address. Raises IdentityError."""
+    from hashlib import sha256
+
+    import coincurve
+
+    from dht.identity import Identity
+    from ledger import signatures
+    from ledger.explorer.people import text_address
+
+    default = user_data_path("murmuration", appauthor=False) / "identity.key"
+    identity = Identity.load(path or default)
+    registry = bytes.fromhex(session.deployment.address("PeerRegistry")[2:])
+    parts = (b"murmuration/enrol/1", session.deployment.chain_id.to_bytes(32, "big"), registry, bytes.fromhex(wallet[2:]))
+    signature = signatures.sign(identity, sha256(b"".join(parts)).digest())
+    point = coincurve.PublicKey(identity.peer_id.public_key).format(compressed=False)[1:]
+    return point[:32], point[32:], signature[:32], signature[32:], text_address(identity.peer_id)
+
+
+@usage.command
+def pay(
+    amount: Amount,
+    /,
+    *,
+    model: Annotated[
+        str, Parameter(help="Root of the model that was used, 0x hex.", show_default=lambda _: "the newest anchored one")
+    ] = "",
+    wallet: WalletChoice = None,
+    common: CommonOptions = None,
+) -> int:
+    """Pay a fee for the use of a model: shared by contributors, data providers, attestors and the treasury."""
+    units = spend.parse_amount(amount)
+    given = parse_bytes32(model, "--model") if model else None
+
+    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
+        root = given
+        if root is None:
+            if not session.epochs:
+                raise DataError("no model is anchored yet", remedy="name it with --model")
+            root = session.epochs[-1].header.model_root
+        approval = await spend.allowance(session, wallet, "RewardPool", units)
+        title = f"pay {amount} tokens for model 0x{root.hex()[:16]}…"
+        return [*approval, Step(title, "RewardPool", "payUsage", (root, units))]
+
+    return _send(plan, wallet, common)
+
+
+@usage.command(name="history")
+def usage_history(*, common: CommonOptions = None) -> int:
+    """List all usage fees and where their parts went."""
+    from ledger.explorer import facts
+
+    common = common or Common()
+
+    async def work(session: Session) -> list[dict[str, Any]]:
+        return facts.usage(session.index)
+
+    rows = with_session(common, work)
+    parts = ("amount", "contributors", "data_providers", "attestors", "treasury")
+    cells = [
+        (show.when(row["time"]), show.fit(row["payer"]), show.short(row["model"]), *(show.amount(row[part]) for part in parts))
+        for row in rows
+    ]
+    columns = ("TIME (UTC)", "PAYER", "MODEL", *(part.replace("_", " ").upper() for part in parts))
+    show.emit(rows, as_json=common.json, human=lambda: [show.table(columns, cells) if rows else "nobody has paid yet"])
+    return 0
+
+
+def parse_bytes32(text: str, what: str) -> bytes:
+    """32 bytes of 0x hex. Raises ConfigError."""
+    try:
+        value = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise ConfigError(f"{what} {text!r} is not 32 bytes", remedy="give 0x and 64 hexadecimal digits")
+    return value
+
+
+def _send(plan: Any, wallet: WalletOptions | None, common: Common | None) -> int:
+    """Make the plan and carry it out; print what came of it."""
+    wallet, common = wallet or WalletOptions(), common or Common()
+
+    async def work(session: Session) -> list[dict[str, Any]]:
+        return await spend.carry_out(session, await plan(session, wallet), wallet)
+
+    rows = with_session(common, work)
+    show.emit(rows, as_json=common.json, human=lambda: spend.outcome(rows, wallet))
+    return 0
