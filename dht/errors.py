@@ -10,7 +10,8 @@
     ├── StorageError                    MUR-5xx  74     disk full, unreadable, not writable
     ├── EvidenceError                   MUR-65x  1      a file that should prove a lie proves nothing
     ├── ProtocolError                   MUR-6xx  76     a peer broke the protocol (numbered `Refusal`)
-    └── RoundError                      MUR-7xx  75     a round could not finish; the update is kept
+    ├── RoundError                      MUR-7xx  75     a round could not finish; the update is kept
+    └── ChainError                      MUR-8xx  71     the chain refused a transaction, or a node a question
 
 Every error says what happened and what to do about it (`remedy`). Exit codes follow BSD sysexits(3)
 where one fits.
@@ -99,6 +100,13 @@ class RoundError(MurmurationError):
 
     code = "MUR-700"
     exit_code = 75
+
+
+class ChainError(MurmurationError):
+    """The chain refused a transaction, or a node a question. Training goes on without it."""
+
+    code = "MUR-800"
+    exit_code = 71
 
 
 class Refusal(IntEnum):

@@ -19,6 +19,7 @@ TREE = {
     "ProtocolError": ("MurmurationError", "MUR-600", 76),
     "EvidenceError": ("MurmurationError", "MUR-650", 1),
     "RoundError": ("MurmurationError", "MUR-700", 75),
+    "ChainError": ("MurmurationError", "MUR-800", 71),
 }
 # fmt: off
 REFUSALS = [
