@@ -22,8 +22,8 @@ from ledger.chain_view import Head
 from ledger.checkpoint import Checkpoint
 from ledger.eip712 import Domain
 from ledger.evidence import SignedCheckpoint, equivocation
-from ledger.messages import AttestationRequest, Attestations
-from ledger.quorum import EpochQuorum, QuorumAction, check_request
+from ledger.messages import Attestations, CheckpointStatus
+from ledger.quorum import EpochQuorum, QuorumAction, check_place
 from ledger.signatures import key_address, recover
 
 REMEMBERED = 64
@@ -107,12 +107,13 @@ class Attestor:
         if self._head is None or self.current is None:
             raise ProtocolError(Refusal.UNEXPECTED, "no epoch is open here")
         address = key_address(sender)
-        if self._head.electorate.index(address) is None:
+        index = self._head.electorate.index(address)
+        if index is None:
             raise ProtocolError(Refusal.NOT_A_MEMBER, f"{sender.short} is no attestor")
         self._directory[address] = sender
-        if isinstance(message, AttestationRequest):
-            check_request(message, self.current)
-            return [*self.current.request(sender, message)]
+        if isinstance(message, CheckpointStatus):
+            check_place(message, self.current)
+            return [*self.current.status(sender, index, message)]
         if isinstance(message, Attestations):
             return self._receive(Checkpoint.decode(message.header), message.signatures, self._head, self.current)
         raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} is none of the ledger's messages")

@@ -29,12 +29,17 @@ class Attestations:
 
 @message(tag=0x61, cap=128)
 @dataclass(frozen=True, slots=True)
-class AttestationRequest:
-    """Send me the signatures over the header with this hash that I lack; `have` is a bitmap of attestor indices."""
+class CheckpointStatus:
+    """My records give the header with this hash, and I would sign it, or have.
+
+    Bitmaps of attestor indices: `heard` of whom I know that theirs give the same, `have` whose signatures I have. Who
+    is not in them, or has more, answers.
+    """
 
     fork_nonce: U64
     epoch: U64
     hash: Bytes32
+    heard: U64
     have: U64
 
 

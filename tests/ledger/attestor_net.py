@@ -129,7 +129,8 @@ class Node:
 
     def learn(self, record: Record) -> None:
         """A certified record arrives."""
-        self.chain.append(record, certify(record, self.chain.committee()))
+        if record.round > self.chain.head.round:
+            self.chain.append(record, certify(record, self.chain.committee()))
         self.feed(self.attestor.advanced)
 
 
