@@ -22,6 +22,7 @@ MODULES = CONTRACTS / "node_modules"
 NAMES = ("Token", "PeerRegistry", "CheckpointHub", "RewardPool", "Slashing")
 SETTINGS: dict[str, Any] = {
     "optimizer": {"enabled": True, "runs": 200},
+    "viaIR": True,  # 5 % less gas
     "evmVersion": "cancun",  # what every rollup that we know of runs by now
     # Else a comment or a folder's name would change the bytes.
     "metadata": {"bytecodeHash": "none", "appendCBOR": False},

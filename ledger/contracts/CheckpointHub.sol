@@ -142,21 +142,21 @@ contract CheckpointHub is EIP712 {
         view
         returns (bytes32 hash, bytes32 tallyRoot, uint64 epoch_, uint64 activeAt, uint128 cumulativeReward)
     {
-        if (!_holds(epoch)) return (0, 0, 0, 0, 0);
         Slot memory found = _ring[epoch % RING];
+        if (epoch == 0 || found.epoch != epoch) return (0, 0, 0, 0, 0);
         return (found.hash, found.tallyRoot, found.epoch, found.proposedAt + window, found.cumulativeReward);
     }
 
     /// @notice Tally and promise of an active checkpoint that the ring still holds. Reverts with NotActive otherwise.
     function active(uint64 epoch) external view returns (bytes32 tallyRoot, uint128 cumulativeReward) {
-        if (!isActive(epoch)) revert NotActive(epoch);
         Slot storage found = _ring[epoch % RING];
+        if (!_isActive(found, epoch)) revert NotActive(epoch);
         return (found.tallyRoot, found.cumulativeReward);
     }
 
     /// @notice Whether the ring holds the checkpoint and its window has passed.
     function isActive(uint64 epoch) public view returns (bool) {
-        return _holds(epoch) && block.timestamp >= _ring[epoch % RING].proposedAt + window;
+        return _isActive(_ring[epoch % RING], epoch);
     }
 
     function attestors() external view returns (address[] memory, uint16[] memory) {
@@ -203,7 +203,7 @@ contract CheckpointHub is EIP712 {
         emit AttestorsRotated(rotationNonce++, attestors_, weights);
     }
 
-    function _holds(uint64 epoch) private view returns (bool) {
-        return epoch != 0 && _ring[epoch % RING].epoch == epoch;
+    function _isActive(Slot storage found, uint64 epoch) private view returns (bool) {
+        return epoch != 0 && found.epoch == epoch && block.timestamp >= found.proposedAt + window;
     }
 }

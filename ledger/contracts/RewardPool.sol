@@ -10,6 +10,8 @@ import {Token} from "./Token.sol";
 /// @title What is paid, to whom, and out of what
 /// @notice Leaves of a tally are cumulative: a claim pays what the leaf says beyond what was paid before, so that a late
 /// claim loses nothing. Nothing is ever paid beyond what an active checkpoint promised, nor promised beyond what is funded.
+/// @dev The pool holds nothing but what it minted for claims: fees are burned when they are paid and minted again when they
+/// are claimed. What an active checkpoint promised and nobody claimed is thus exactly its balance and what it may mint.
 contract RewardPool {
     using SafeERC20 for Token;
 
@@ -19,12 +21,6 @@ contract RewardPool {
         uint16 dataProviders;
         uint16 attestors;
         uint16 treasury;
-    }
-
-    /// @dev One word, which every claim reads and writes.
-    struct Books {
-        uint128 claimed; // by all
-        uint128 promised; // the highest cumulativeReward that was claimed against; that much is minted or paid in
     }
 
     uint256 private constant BPS = 10_000;
@@ -40,11 +36,10 @@ contract RewardPool {
     uint128 public immutable mostEmitted;
 
     Splits public splits;
-    Books private _books;
     /// @notice Usage fees for contributors, since the founding.
     uint128 public fees;
-    /// @notice Units minted for rewards, since the founding.
-    uint128 public emitted;
+    /// @notice Units minted for claims, since the founding: never more than an active checkpoint promised.
+    uint128 public minted;
     /// @notice Usage fees that wait to be paid to the attestors.
     uint128 public attestorsDue;
     /// @notice What was paid for an account's leaf, since the founding.
@@ -69,7 +64,7 @@ contract RewardPool {
     error BadGenesis(uint256 accounts, uint256 amounts);
     error BadProof();
     error NothingToClaim(uint256 claimed);
-    error OverPromised(uint256 claimed, uint256 promised);
+    error OverPromised(uint256 amount, uint256 left);
     error NothingToDo();
 
     constructor(
@@ -97,13 +92,13 @@ contract RewardPool {
     function claim(uint64 epoch, address account, uint256 cumulative, bytes32[] calldata proof) external {
         (bytes32 root, uint128 promised) = hub.active(epoch);
         // Hashed twice, so that no inner node of the tree passes for a leaf.
-        bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(account, cumulative))));
+        bytes32 leaf = keccak256(abi.encode(keccak256(abi.encode(account, cumulative))));
         if (!MerkleProof.verifyCalldata(proof, root, leaf)) revert BadProof();
         uint256 before = claimed[account];
         if (cumulative <= before) revert NothingToClaim(before);
         uint256 amount = cumulative - before;
         claimed[account] = cumulative;
-        _book(amount, promised);
+        _provide(amount, promised);
         address recipient = _recipient(account);
         emit Claimed(account, recipient, amount, cumulative, epoch);
         token.safeTransfer(recipient, amount);
@@ -120,7 +115,7 @@ contract RewardPool {
         fees += toContributors;
         attestorsDue += toAttestors;
         emit UsagePaid(msg.sender, model, amount, toContributors, toProviders, toAttestors, toTreasury);
-        token.safeTransferFrom(msg.sender, address(this), toContributors + toAttestors);
+        token.burnFrom(msg.sender, toContributors + toAttestors);
         token.safeTransferFrom(msg.sender, dataProviders, toProviders);
         token.safeTransferFrom(msg.sender, treasury, toTreasury);
     }
@@ -137,7 +132,7 @@ contract RewardPool {
         attestorsDue -= uint128(share * total);
         emit AttestorsPaid(uint128(share * total));
         for (uint256 i = 0; i < attestors.length; ++i) {
-            token.safeTransfer(_recipient(attestors[i]), share * weights[i]);
+            token.mint(_recipient(attestors[i]), share * weights[i]);
         }
     }
 
@@ -147,27 +142,15 @@ contract RewardPool {
         return fees + (emission_ < mostEmitted ? uint128(emission_) : mostEmitted);
     }
 
-    /// @notice What all accounts together have claimed.
-    function totalClaimed() external view returns (uint128) {
-        return _books.claimed;
-    }
-
-    /// @dev The first claim against a checkpoint mints what it promises beyond fees; the others find it there. The hub
-    /// has seen to it that this is no more than the emission of its epochs.
-    function _book(uint256 amount, uint128 promised) private {
-        Books memory books = _books;
-        if (promised > books.promised) {
-            books.promised = promised;
-            uint128 backed = fees + emitted;
-            if (promised > backed) {
-                emitted += promised - backed;
-                token.mint(address(this), promised - backed);
-            }
-        }
-        uint256 sum = books.claimed + amount;
-        if (sum > books.promised) revert OverPromised(sum, books.promised);
-        books.claimed = uint128(sum);
-        _books = books;
+    /// @dev When the balance does not suffice, mints what the checkpoint promised and was not minted yet, for all who come
+    /// after too. The hub has seen to it that this is funded.
+    function _provide(uint256 amount, uint128 promised) private {
+        uint256 balance = token.balanceOf(address(this));
+        if (balance >= amount) return;
+        uint256 more = promised > minted ? promised - minted : 0;
+        if (balance + more < amount) revert OverPromised(amount, balance + more);
+        minted = promised;
+        token.mint(address(this), more);
     }
 
     function _recipient(address account) private view returns (address) {
