@@ -17,6 +17,7 @@ from cyclopts.config import Env
 
 from dht import exits
 from dht.errors import ConfigError
+from ledger.devnet import app as devnet
 from ledger.explorer.commands import files, live, money, network, people, records, report
 
 _LOOK = Group("Look", sort_key=1)
@@ -33,7 +34,7 @@ def application() -> App:
         config=[Env("MURMURATION_EXPLORER_", command=False)],
         result_action="return_value",
     )
-    looking = (
+    look: tuple[Callable[..., int], ...] = (
         network.runs,
         network.status,
         network.epochs,
@@ -48,15 +49,15 @@ def application() -> App:
         live.watch,
         live.serve,
     )
-    for command in looking:
-        app.command(command, group=_LOOK)
+    check: tuple[Callable[..., int], ...] = (records.verify, records.proof, files.export, files.plot, network.index)
+    do: tuple[Callable[..., int], ...] = (money.enrol, report.report)
+    for commands, group in ((look, _LOOK), (check, _CHECK), (do, _DO)):
+        for command in commands:
+            app.command(command, group=group)
     app.command(records.round_, name="round", group=_LOOK)
-    for group in (money.rewards, money.stake, money.usage):
-        app.command(group, group=_DO)
-    for command in (money.enrol, report.report):
-        app.command(command, group=_DO)
-    for command in (records.verify, records.proof, files.export, files.plot, network.index):
-        app.command(command, group=_CHECK)
+    for family in (money.rewards, money.stake, money.usage, devnet):
+        family.group = (_DO,)
+        app.command(family)
     return app
 
 

@@ -23,12 +23,13 @@ async def poll(session: Session, look: Callable[[], Awaitable[None]], stop: asyn
     while not stop.is_set():
         try:
             await session.sync()
+            session.refresh()
+            await session.learn()
             away = False
         except UnreachableError as error:
             if not away:
                 show.remark(f"waiting: {error}")
             away = True
-        session.refresh()
         await look()
         try:
             await asyncio.wait_for(stop.wait(), every)

@@ -87,7 +87,7 @@ def parse_address(text: str, what: str = "address") -> str:
 
 def checksummed(address: str) -> str:
     """An address with the upper and lower case of EIP-55."""
-    from ledger.indexer.abi import keccak
+    from ledger.eip712 import keccak
 
     digits = address[2:].lower()
     nibbles = keccak(digits.encode()).hex()

@@ -11,24 +11,41 @@ from ledger.rewards import Constants
 if TYPE_CHECKING:
     from ledger.explorer.session import Session
 
+_NAMES = tuple(Constants.__dataclass_fields__)
+_VIEWS = {"emission": "emission", "emission_cap": "mostEmitted"}
 
-def constants_of(session: Session) -> Constants | None:
-    """The run's constants, from its manifest if given, else from the deployment file; None when neither has them."""
+
+async def constants_of(session: Session) -> Constants | None:
+    """The run's constants; None where they are not all known.
+
+    Each is taken from the manifest's [ledger] if given, else the deployment file; emissions else from the pool, whose
+    code is known and which cannot change them, and the length of an epoch else from the first checkpoint.
+    `chunk_bytes` is not needed for any root.
+    """
+    known: dict[str, int] = {"chunk_bytes": 1}
+    if session.epochs:
+        first = session.epochs[0]
+        known["rounds_per_checkpoint"] = first.header.last_round // first.number
+    for name, view in _VIEWS.items():
+        if (value := await session.view_or_none("RewardPool", view)) is not None:
+            known[name] = value
+    known |= {name: value for name, value in session.found.constants.items() if name in _NAMES}
+    known |= _of_manifest(session)
+    return Constants(**known) if known.keys() == set(_NAMES) else None
+
+
+def _of_manifest(session: Session) -> dict[str, int]:
     path = session.common.run
     if path is None:
-        return session.found.constants
+        return {}
     try:
         table = tomllib.loads(path.read_text()).get("ledger", {})
-        return Constants(**{name: table[name] for name in Constants.__dataclass_fields__})
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}", remedy="give --run the run.toml of the run") from None
-    except (KeyError, TypeError):
-        if session.found.constants is None:
-            raise ConfigError(
-                f"{path} has no [ledger] with {', '.join(Constants.__dataclass_fields__)}",
-                remedy="use the manifest of a run with a ledger, or a deployment file that has its constants",
-            ) from None
-        return session.found.constants
+    found = {name: table[name] for name in _NAMES if name in table}
+    if not all(type(value) is int for value in found.values()):
+        raise ConfigError(f"[ledger] of {path} has a constant that is no number", remedy="get the manifest again")
+    return found
 
 
 def fees_of(session: Session) -> list[int]:

@@ -10,13 +10,15 @@ from time import time as wall_clock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dht.errors import DataError, MurmurationError, UnreachableError
+from ledger.chain.deployments import Deployment
 from ledger.explorer import facts, show, wiring
 from ledger.explorer.options import Common, cache_folder, terminal
 from ledger.indexer.abi import Interface
-from ledger.indexer.node import Deployment, Node, check_chain
+from ledger.indexer.node import address_of, check_chain
 from ledger.indexer.store import Index
 
 if TYPE_CHECKING:
+    from ledger.books import Books
     from ledger.explorer.history import History
     from ledger.indexer.sync import Progress
     from ledger.tally import EpochTally
@@ -26,14 +28,16 @@ T = TypeVar("T")
 
 @dataclass
 class Session:
-    """What commands read. `node` is None when offline."""
+    """What commands read. `node` is None when offline; `events` is what of `interface` is indexed."""
 
     common: Common
     found: wiring.Found
     interface: Interface
     events: Interface
-    node: Node | None
+    node: wiring.ClosableNode | None
     index: Index
+    books: Books | None = None
+    """Keeps what was recomputed of each epoch; None where the run's constants are not known."""
 
     @property
     def deployment(self) -> Deployment:
@@ -52,25 +56,34 @@ class Session:
 
         if self.node is None:
             return None
-        await check_chain(self.node, self.deployment)
+        await check_chain(self.node, self.deployment, wiring.is_ours)
         indexer = Indexer(self.node, self.index, self.events)
         progress = await indexer.step()
         if not progress.behind:
             return progress
-        start, total = progress.block, progress.head - progress.block
+        start = progress.block
         while progress.behind:
             if terminal():
                 show.remark(f"indexing: block {progress.block:,} of {progress.head:,}")
             progress = await indexer.step()
-        show.remark(f"indexed {max(total, progress.block - start):,} blocks")
+        show.remark(f"indexed {progress.block - start:,} blocks")
         return progress
+
+    async def learn(self) -> None:
+        """Find the run's constants: what cannot be recomputed without them stays unknown."""
+        from ledger.books import Books
+        from ledger.explorer.recompute import constants_of
+
+        constants = await constants_of(self)
+        if constants is not None and (self.books is None or self.books.constants != constants):
+            self.books = Books(constants)
 
     async def view(self, contract: str, name: str, *values: Any) -> Any:
         """What a view function says now. Raises UnreachableError when offline."""
         if self.node is None:
             raise UnreachableError(f"{contract}.{name} is asked of a node", remedy="leave out --offline")
         data = self.interface.call(contract, name, *values)
-        call = {"to": self.deployment.address(contract), "data": f"0x{data.hex()}"}
+        call = {"to": address_of(self.deployment, contract), "data": f"0x{data.hex()}"}
         answer = await self.node.call("eth_call", [call, "latest"])
         return self.interface.result(contract, name, bytes.fromhex(answer[2:]))
 
@@ -131,14 +144,13 @@ class Session:
 
     def tally(self, epoch: int) -> EpochTally | None:
         """Everybody's points and rewards after an epoch, recomputed from records; None without records or constants."""
-        from ledger.books import Books
-        from ledger.explorer.recompute import constants_of, fees_of
+        from ledger.explorer.recompute import fees_of
 
-        if self.history is None or (constants := constants_of(self)) is None or epoch < 1:
+        if self.history is None or self.books is None or epoch < 1:
             return None
-        if constants.last_round(epoch) > self.history.chain.head.round:
+        if self.books.constants.last_round(epoch) > self.history.chain.head.round:
             return None
-        return Books(constants).tally(self.history.chain, epoch, fees_of(self))
+        return self.books.tally(self.history.chain, epoch, fees_of(self))
 
     def refresh(self) -> None:
         """Look at records and epochs anew: for commands that stay open."""
@@ -152,13 +164,12 @@ class Session:
 def open_session(common: Common) -> Session:
     """Deployment, index and node of these options; nothing is asked yet. Raises ConfigError, StorageError."""
     found = wiring.find_deployment(common.deployment)
-    interface = wiring.interface()
     deployment = found.deployment
-    name = f"{deployment.chain_id}-{deployment.address('CheckpointHub')[2:12]}.db"
-    node = None if common.offline else wiring.connect(common.rpc or deployment.rpc)
+    name = f"{deployment.chain_id}-{address_of(deployment, 'CheckpointHub')[2:12]}.db"
+    node = None if common.offline else wiring.connect(common.rpc or deployment.rpc, deployment)
     events = wiring.interface(wiring.INDEXED)
     index = Index(common.index or cache_folder() / name, deployment, events)
-    return Session(common, found, interface, events, node, index)
+    return Session(common, found, wiring.interface(), events, node, index)
 
 
 def with_session(common: Common | None, work: Callable[[Session], Awaitable[T]], *, sync: bool = True) -> T:
@@ -166,9 +177,14 @@ def with_session(common: Common | None, work: Callable[[Session], Awaitable[T]],
     session = open_session(common or Common())
 
     async def run() -> T:
-        if sync:
-            await session.sync()
-        return await work(session)
+        try:
+            if sync:
+                await session.sync()
+                await session.learn()
+            return await work(session)
+        finally:
+            if session.node is not None:
+                await session.node.close()
 
     try:
         return asyncio.run(run())

@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter
 from dht.errors import ConfigError, IdentityError, MurmurationError, UnreachableError
 from ledger.explorer import show, wiring
 from ledger.explorer.options import parse_address
+from ledger.indexer.node import address_of
 
 if TYPE_CHECKING:
     from ledger.explorer.session import Session
@@ -42,9 +43,9 @@ class WalletOptions:
         Parameter(name="--from", group=WALLET, help="With --dry-run or --calldata: the wallet's address.", negative=()),
     ] = None
     dry_run: Annotated[bool, Parameter(group=WALLET, help="Try it on the node and send nothing.", negative=())] = False
-    calldata: Annotated[bool, Parameter(group=WALLET, help="Print what to sign elsewhere; send nothing.", negative=())] = (
-        False
-    )
+    calldata: Annotated[
+        bool, Parameter(group=WALLET, help="Print what to sign elsewhere; send nothing.", negative=())
+    ] = False
 
     @property
     def given(self) -> bool:
@@ -64,7 +65,9 @@ class WalletOptions:
         except OSError as error:
             raise IdentityError(f"cannot read {self.keystore}: {error.strerror}", remedy="check --keystore") from None
         except (ValueError, KeyError, TypeError):
-            raise IdentityError(f"{self.keystore} is no keystore", remedy="a wallet is a keystore file, version 3") from None
+            raise IdentityError(
+                f"{self.keystore} is no keystore", remedy="a wallet is a keystore file, version 3"
+            ) from None
         return parse_address(f"0x{text.removeprefix('0x')}", "keystore's address")
 
 
@@ -125,7 +128,7 @@ def _described(session: Session, step: Step) -> dict[str, Any]:
         "title": step.title,
         "call": f"{step.contract}.{step.function}",
         "arguments": show.plain(named),
-        "to": session.deployment.address(step.contract),
+        "to": address_of(session.deployment, step.contract),
         "data": f"0x{data.hex()}",
     }
 
@@ -146,7 +149,7 @@ def outcome(rows: Sequence[Mapping[str, Any]], wallet: WalletOptions) -> list[An
 
 async def allowance(session: Session, wallet: WalletOptions, spender: str, units: int) -> list[Step]:
     """The approval that lets a contract take tokens; nothing where enough is approved already."""
-    address = session.deployment.address(spender)
+    address = address_of(session.deployment, spender)
     if session.node is not None and (wallet.keystore is not None or wallet.sender is not None):
         owner = wallet.address()
         if (await session.view_or_none("Token", "allowance", owner, address) or 0) >= units:
@@ -154,7 +157,9 @@ async def allowance(session: Session, wallet: WalletOptions, spender: str, units
         balance = await session.view_or_none("Token", "balanceOf", owner)
         if balance is not None and balance < units:
             have, need = show.amount(balance), show.amount(units)
-            raise ConfigError(f"the wallet {owner} has {have} tokens, not {need}", remedy="take less, or get more tokens")
+            raise ConfigError(
+                f"the wallet {owner} has {have} tokens, not {need}", remedy="take less, or get more tokens"
+            )
     return [Step(f"let {spender} take {show.amount(units)} tokens", "Token", "approve", (address, units))]
 
 

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from time import time_ns
+from typing import Any, Protocol, cast
 
 from platformdirs import user_data_path
 
-from dht.errors import ConfigError, UnreachableError
+from dht.errors import ConfigError, MurmurationError
+from ledger.chain import artifacts
+from ledger.chain.deployments import DEVNET_FILE, Deployment
 from ledger.indexer.abi import Interface
-from ledger.indexer.node import Deployment, Node
-from ledger.rewards import Constants
+from ledger.indexer.node import Node
 
-DEPLOYMENT_FILE = "devnet.json"
-CONTRACTS = ("Token", "PeerRegistry", "CheckpointHub", "RewardPool", "Slashing")
-INDEXED = CONTRACTS[1:]
+INDEXED = artifacts.CONTRACTS[1:]
 """Contracts whose events are indexed: transfers of the token are left to who trades it."""
-_TIMEOUT = 30.0
+_POLL = 0.5
+
+
+class ClosableNode(Node, Protocol):
+    """A node whose connections are to be closed."""
+
+    async def close(self) -> None:
+        """Close all connections."""
 
 
 class Sender(Protocol):
     """Whoever signs and sends transactions, one after another, and waits until they are mined."""
-
-    @property
-    def address(self) -> str:
-        """The wallet's address."""
 
     async def send(self, to: str, data: bytes) -> Mapping[str, Any]:
         """Send a call and wait; the receipt as JSON-RPC gives it. Raises one of the project's errors."""
@@ -36,28 +40,21 @@ class Sender(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """A deployment and the file that says so; `constants` when the file has them."""
+    """A deployment and the file that says so, with what that says of the run's constants."""
 
     path: Path
     deployment: Deployment
-    constants: Constants | None
+    constants: Mapping[str, int] = field(default_factory=dict)
 
 
-def interface(names: Sequence[str] = CONTRACTS) -> Interface:
+def interface(names: Sequence[str] = artifacts.CONTRACTS) -> Interface:
     """The contracts' interfaces from the artifacts that come with the package."""
-    artifacts = _artifacts()
-    return Interface({name: json.loads(artifacts[name])["abi"] for name in names})
+    return Interface({name: artifacts.load(name).abi for name in names})
 
 
-def _artifacts() -> dict[str, str]:
-    folder = resources.files("ledger") / "artifacts"
-    found = {name: folder / f"{name}.json" for name in CONTRACTS}
-    missing = [name for name, file in found.items() if not file.is_file()]
-    if missing:
-        raise ConfigError(
-            f"the artifacts of {', '.join(missing)} are not installed", remedy="install the package again"
-        )
-    return {name: file.read_text() for name, file in found.items()}
+def is_ours(name: str, code: bytes) -> bool:
+    """Whether code on a chain is that of a contract of this version."""
+    return artifacts.load(name).is_code(code)
 
 
 def find_deployment(path: Path | None) -> Found:
@@ -74,90 +71,75 @@ def find_deployment(path: Path | None) -> Found:
 
 def deployment_files() -> list[Path]:
     """All deployment files that are found unasked: here, of this machine's chain, and those of the package."""
-    local = [Path(DEPLOYMENT_FILE), user_data_path("murmuration", appauthor=False) / "chain" / DEPLOYMENT_FILE]
+    local = [Path(DEVNET_FILE), user_data_path("murmuration", appauthor=False) / "chain" / DEVNET_FILE]
     shipped = resources.files("ledger") / "deployments"
     known = sorted(Path(str(shipped)).glob("*.json")) if shipped.is_dir() else []
     return [path for path in (*local, *known) if path.is_file()]
 
 
 def read_deployment(path: Path) -> Found:
-    """A deployment file. Raises ConfigError that says what is wrong with it."""
-    try:
-        value = json.loads(path.read_text())
-        deployment = Deployment(
-            int(value["chain_id"]),
-            {str(name): str(address) for name, address in value["contracts"].items()},
-            int(value.get("block", 0)),
-            tuple(value.get("rpc", ())),
-            bytes.fromhex(str(value["run_id"]).removeprefix("0x")),
-        )
-        constants = Constants(**value["constants"]) if "constants" in value else None
-    except FileNotFoundError:
-        raise ConfigError(
-            f"there is no deployment file {path}", remedy="contribution-explorer devnet up makes one"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"cannot read the deployment {path}: {error!r}", remedy="get the file again") from None
+    """A deployment file, which may also hold `constants` of the run. Raises ConfigError."""
+    deployment = Deployment.load(path)
+    constants = json.loads(path.read_text()).get("constants", {})
+    if not isinstance(constants, dict) or not all(type(value) is int for value in constants.values()):
+        raise ConfigError(f"the constants in {path} are no numbers", remedy="get the file again")
     return Found(path, deployment, constants)
 
 
-def connect(urls: Sequence[str]) -> Node:
-    """A node behind these URLs. Raises ConfigError when there is none."""
-    if not urls:
-        raise ConfigError("no node is known", remedy="give --rpc URL")
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is no node's URL", remedy="for instance http://127.0.0.1:8545")
-    return HttpNode(urls)
+def connect(urls: Sequence[str], deployment: Deployment) -> ClosableNode:
+    """A node behind these URLs, of the deployment's chain. Raises ConfigError when there is none."""
+    from ledger.chain.rpc import RpcPool
+
+    return RpcPool(urls, deployment.chain_id)
 
 
-class HttpNode:
-    """JSON-RPC over HTTP, the first URL that answers. For reading: whoever sends uses the pool."""
+def explained(error: MurmurationError, what: str) -> MurmurationError:
+    """What a node said of a call that cannot succeed, in the contract's words."""
+    from ledger.chain.errors import RefusedError, RevertedError
 
-    rpc_code = None
-
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._urls = list(urls)
-
-    async def call(self, method: str, params: Sequence[Any]) -> Any:
-        """The result. Raises UnreachableError when no URL answers, and RefusedError when one says no."""
-        import asyncio
-
-        return await asyncio.to_thread(self._call, method, list(params))
-
-    def _call(self, method: str, params: list[Any]) -> Any:
-        import urllib.error
-        import urllib.request
-
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
-        problem = ""
-        for url in self._urls:
-            request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-            try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-                    answer = json.load(response)
-            except urllib.error.HTTPError as error:
-                problem = f"{url}: HTTP {error.code}{' (too many requests)' if error.code == 429 else ''}"
-            except (OSError, ValueError) as error:
-                problem = f"{url}: {getattr(error, 'reason', error)}"
-            else:
-                if "error" in answer:
-                    raise RefusedError(answer["error"])
-                return answer.get("result")
-        raise UnreachableError(
-            f"no node answers: {problem}", remedy="is it running? give --rpc another URL, or --offline"
-        )
+    if not isinstance(error, RefusedError):
+        return error
+    data = error.data if isinstance(error.data, str) and error.data.startswith("0x") else "0x"
+    found = bytes.fromhex(data[2:])
+    return RevertedError(what, artifacts.explain(found) if found else error.text, found)
 
 
-class RefusedError(UnreachableError):
-    """A node answered with an error. `rpc_code` and `data` are JSON-RPC's."""
+@asynccontextmanager
+async def open_sender(
+    node: Node, deployment: Deployment, keystore: Path, password_file: Path | None
+) -> AsyncIterator[Sender]:
+    """A sender for the wallet of a keystore file, whose journal lies in the data folder.
 
-    def __init__(self, error: Mapping[str, Any]) -> None:
-        super().__init__(f"the node refused: {error.get('message', error)}")
-        self.rpc_code = error.get("code")
-        self.data = error.get("data")
+    Raises IdentityError for a wrong password or file, LockedError when another process sends from the wallet.
+    """
+    from ledger.chain.journal import Journal
+    from ledger.chain.rpc import RpcPool
+    from ledger.chain.sender import Policy
+    from ledger.chain.sender import Sender as Journalled
+    from ledger.chain.wallet import Wallet, read_password
+
+    wallet = Wallet.load(keystore, read_password(password_file))
+    name = f"{deployment.chain_id}-{wallet.address[2:].lower()}"
+    journal = Journal(user_data_path("murmuration", appauthor=False) / "wallets" / name)
+    try:
+        yield _Once(Journalled(cast(RpcPool, node), wallet, journal, Policy(poll=_POLL)), journal)
+    finally:
+        journal.close()
 
 
-def open_sender(node: Node, deployment: Deployment, keystore: Path, password: str) -> Sender:
-    """A sender for the wallet of a keystore-v3 file. Raises IdentityError for a wrong password or file."""
-    raise NotImplementedError
+class _Once:
+    """Sends what commands ask for; the same call that an interrupted command began is finished, not sent again."""
+
+    def __init__(self, sender: Any, journal: Any) -> None:
+        self._sender, self._journal = sender, journal
+
+    async def send(self, to: str, data: bytes) -> Mapping[str, Any]:
+        """As `Sender.send`."""
+        from ledger.chain.journal import Intent
+
+        receiver = bytes.fromhex(to[2:])
+        begun = [intent for intent, done in self._journal.unsettled() if done is None]
+        same = [intent for intent in begun if (intent.receiver, intent.data) == (receiver, data)]
+        intent = same[0] if same else Intent(f"explorer/{time_ns()}", receiver, data)
+        receipt = await self._sender.land(intent)
+        return cast(Mapping[str, Any], receipt)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dht.errors import ConfigError
+from ledger.eip712 import keccak
 
 Abi = Sequence[Mapping[str, Any]]
 
@@ -168,13 +169,6 @@ class Interface:
             raise ConfigError(
                 f"{contract} has no function {name}", remedy="install the artifacts of this version"
             ) from None
-
-
-def keccak(data: bytes) -> bytes:
-    """Keccak-256, 32 bytes."""
-    from eth_hash.auto import keccak as function
-
-    return bytes(function(data))
 
 
 def plain_text(value: Any) -> str:

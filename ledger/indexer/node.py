@@ -6,11 +6,12 @@ https://ethereum.github.io/execution-apis/ describes the methods.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dht.errors import IncompatibleRunError, MurmurationError
+from ledger.chain.deployments import Deployment
 
 _TOO_MANY = re.compile(
     r"too many|more than \d|limit exceeded|exceeds? .*(limit|range|max)|response size|block range|range is too|"
@@ -36,24 +37,14 @@ class Block:
     timestamp: int
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """Where one run's contracts are: what `devnet.json` and `deployments/CHAIN_ID.json` hold."""
-
-    chain_id: int
-    contracts: Mapping[str, str]
-    block: int
-    rpc: tuple[str, ...]
-    run_id: bytes
-
-    def address(self, contract: str) -> str:
-        """Lower-case address of a contract. Raises IncompatibleRunError when there is none."""
-        try:
-            return self.contracts[contract].lower()
-        except KeyError:
-            raise IncompatibleRunError(
-                f"the deployment has no {contract}", remedy="use the deployment file that came with the run"
-            ) from None
+def address_of(deployment: Deployment, contract: str) -> str:
+    """Lower-case address of a contract. Raises IncompatibleRunError when the deployment has none of this name."""
+    try:
+        return deployment.contracts[contract].lower()
+    except KeyError:
+        raise IncompatibleRunError(
+            f"the deployment has no {contract}", remedy="use the deployment file that came with the run"
+        ) from None
 
 
 async def block_at(node: Node, place: int | str) -> Block | None:
@@ -81,8 +72,11 @@ def too_many(error: MurmurationError) -> bool:
     return _TOO_MANY.search(str(error)) is not None
 
 
-async def check_chain(node: Node, deployment: Deployment) -> None:
-    """Raises IncompatibleRunError when the node is of another chain, or there is no code where a contract should be."""
+async def check_chain(node: Node, deployment: Deployment, ours: Callable[[str, bytes], bool]) -> None:
+    """Raises IncompatibleRunError when the node is of another chain, or an address has no code, or not our code.
+
+    `ours` says whether code (as the chain has it) is that of a contract.
+    """
     found = int(await node.call("eth_chainId", []), 16)
     if found != deployment.chain_id:
         raise IncompatibleRunError(
@@ -90,8 +84,14 @@ async def check_chain(node: Node, deployment: Deployment) -> None:
             remedy="give --rpc the URL of a node of that chain, or another --deployment",
         )
     for name, address in deployment.contracts.items():
-        if await node.call("eth_getCode", [address, "latest"]) in ("0x", "", None):
+        code = bytes.fromhex((await node.call("eth_getCode", [address, "latest"]) or "0x")[2:])
+        if not code:
             raise IncompatibleRunError(
                 f"there is no contract at {address}, where {name} should be, on chain {found}",
                 remedy="the chain was started anew, or the deployment file is of another one",
+            )
+        if not ours(name, code):
+            raise IncompatibleRunError(
+                f"the contract at {address} is not this version's {name}",
+                remedy="use the deployment file of the run, and the version that it runs",
             )

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dht.errors import MurmurationError, StorageError
+from ledger.chain.deployments import Deployment
 from ledger.indexer.abi import Entry, Interface, Parameter, snake
-from ledger.indexer.node import Block, Deployment
+from ledger.indexer.node import Block
 
 KEPT_BLOCKS = 2000
 """Headers behind the newest that are kept though nothing happened in them."""

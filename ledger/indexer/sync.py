@@ -14,7 +14,7 @@ from typing import Any
 
 from dht.errors import MurmurationError, UnreachableError
 from ledger.indexer.abi import Interface
-from ledger.indexer.node import Block, Node, block_at, tagged, too_many
+from ledger.indexer.node import Block, Node, address_of, block_at, tagged, too_many
 from ledger.indexer.store import KEPT_BLOCKS, Happened, Index
 
 MOST_BLOCKS = 2000
@@ -49,7 +49,7 @@ class Indexer:
     def __init__(self, node: Node, index: Index, interface: Interface, *, span: int = MOST_BLOCKS) -> None:
         self._node, self._index, self._interface = node, index, interface
         self._first = index.deployment.block
-        self._addresses = sorted(index.deployment.address(name) for name in interface.contracts)
+        self._addresses = sorted(address_of(index.deployment, name) for name in interface.contracts)
         self._most = self._span = span
 
     async def sync(self) -> Progress:

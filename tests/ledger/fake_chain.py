@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dht.errors import UnreachableError
-from ledger.indexer.abi import Entry, Interface, keccak
-from ledger.indexer.node import Deployment
+from ledger.chain import artifacts
+from ledger.chain.deployments import Deployment
+from ledger.chain.errors import RefusedError
+from ledger.eip712 import keccak
+from ledger.indexer.abi import Entry, Interface
 
 CHAIN_ID = 31337
 RUN = bytes([7]) * 32
@@ -19,10 +21,9 @@ ADDRESSES = {
 DEPLOYMENT = Deployment(CHAIN_ID, ADDRESSES, 1, ("http://127.0.0.1:1",), RUN)
 
 
-class RefusedError(UnreachableError):
+def refused(text: str) -> RefusedError:
     """What a node answers when it does not want to."""
-
-    rpc_code = -32005
+    return RefusedError({"code": -32000, "message": text})
 
 
 @dataclass
@@ -54,7 +55,7 @@ class FakeChain:
         self.before_call: Callable[[str], None] = lambda method: None
         self.chain_id = CHAIN_ID
         self.tags: dict[str, int] = {}
-        self.no_code: set[str] = set()
+        self.codes: dict[str, str] = {}
         self._made = 0
 
     # -- making history --------------------------------------------------------------------------------
@@ -106,6 +107,9 @@ class FakeChain:
             "logIndex": hex(place),
         }
 
+    async def close(self) -> None:
+        """Nothing to close."""
+
     # -- answering -------------------------------------------------------------------------------------
 
     async def call(self, method: str, params: Sequence[Any]) -> Any:
@@ -123,12 +127,13 @@ class FakeChain:
         return hex(1_000_000_000)
 
     def _eth_getCode(self, address: str, tag: str) -> str:
-        return "0x" if address in self.no_code else "0x6001"
+        name = next(name for name, each in ADDRESSES.items() if each == address)
+        return self.codes.get(name, f"0x{artifacts.load(name).deployed.hex()}")
 
     def _eth_getBlockByNumber(self, place: str, full: bool) -> dict[str, str] | None:
         if place in ("safe", "finalized"):
             if place not in self.tags:
-                raise RefusedError(f"unknown block tag {place}")
+                raise refused(f"unknown block tag {place}")
             return self.blocks[min(self.tags[place], len(self.blocks) - 1)].header()
         number = len(self.blocks) - 1 if place == "latest" else int(place, 16)
         return self.blocks[number].header() if number < len(self.blocks) else None
@@ -137,7 +142,7 @@ class FakeChain:
         first, last = int(criteria["fromBlock"], 16), int(criteria["toBlock"], 16)
         logs = [log for block in self.blocks[first : last + 1] for log in block.logs]
         if len(logs) > self.most_logs:
-            raise RefusedError(f"query returned more than {self.most_logs} results")
+            raise refused(f"query returned more than {self.most_logs} results")
         return [log for log in logs if log["address"] in criteria["address"]]
 
     def _eth_getTransactionByHash(self, tx: str) -> dict[str, Any] | None:
@@ -158,7 +163,7 @@ class FakeChain:
         entry, values = read
         contract = next(name for name, address in ADDRESSES.items() if address == call["to"])
         if (contract, entry.name) not in self.views:
-            raise RefusedError("execution reverted")
+            raise refused("execution reverted")
         answer = self.views[contract, entry.name](*values.values())
         stripped = [output.strip_names(value) for output, value in zip(entry.outputs, answer, strict=True)]
         return f"0x{encode([output.type for output in entry.outputs], stripped).hex()}"

@@ -31,7 +31,7 @@ def run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(wiring, "connect", lambda urls: world.chain)
+    monkeypatch.setattr(wiring, "connect", lambda urls, deployment: world.chain)
     monkeypatch.setattr(session, "wall_clock", lambda: float(world.chain.blocks[-1].timestamp + 10))
 
     def call(*arguments: str, records: bool = True) -> tuple[int, str, str]:

@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dht.errors import IncompatibleRunError, StorageError, UnreachableError
+from ledger.chain.deployments import Deployment
+from ledger.chain.errors import RefusedError
 from ledger.explorer import wiring
 from ledger.indexer import store
-from ledger.indexer.node import Deployment, check_chain
+from ledger.indexer.node import check_chain
 from ledger.indexer.store import Index
 from ledger.indexer.sync import Indexer
-from tests.ledger.fake_chain import ADDRESSES, DEPLOYMENT, RUN, FakeChain, RefusedError
+from tests.ledger.fake_chain import ADDRESSES, DEPLOYMENT, RUN, FakeChain
 
 INTERFACE = wiring.interface(wiring.INDEXED)
 WALLET = "0x" + "11" * 20
@@ -295,11 +297,12 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path):
         opened(tmp_path)
 
 
-async def test_another_chain_or_no_contract_is_an_error(chain: FakeChain):
-    await check_chain(chain, DEPLOYMENT)
-    chain.no_code = {ADDRESSES["RewardPool"]}
-    with pytest.raises(IncompatibleRunError, match="RewardPool"):
-        await check_chain(chain, DEPLOYMENT)
+async def test_another_chain_or_no_contract_of_ours_is_an_error(chain: FakeChain):
+    await check_chain(chain, DEPLOYMENT, wiring.is_ours)
+    for code, said in (("0x", "no contract at"), ("0x6001", "not this version's RewardPool")):
+        chain.codes = {"RewardPool": code}
+        with pytest.raises(IncompatibleRunError, match=said):
+            await check_chain(chain, DEPLOYMENT, wiring.is_ours)
     chain.chain_id = 1
     with pytest.raises(IncompatibleRunError, match="chain 1"):
-        await check_chain(chain, DEPLOYMENT)
+        await check_chain(chain, DEPLOYMENT, wiring.is_ours)

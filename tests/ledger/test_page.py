@@ -71,6 +71,7 @@ async def site(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("ledger.explorer.live.POLL", 0.05)
     session = session_of(world, tmp_path)
     await session.sync()
+    await session.learn()
     made, stop, ready = Site(session, 0), asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(made.run(stop, ready.set))
     await asyncio.wait_for(ready.wait(), 20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def world(tmp_path: Path, interface: Interface) -> World:
 
 def session_of(world: World, tmp_path: Path, **common: Any) -> Session:
     events = wiring.interface(wiring.INDEXED)
-    found = wiring.Found(tmp_path, DEPLOYMENT, CONSTANTS)
+    found = wiring.Found(tmp_path, DEPLOYMENT, asdict(CONSTANTS))
     given = Common(records=world.folder, **common)
     return Session(given, found, world.interface, events, world.chain, Index(tmp_path / "i.db", DEPLOYMENT, events))
 
@@ -46,6 +46,7 @@ def verified(world: World, tmp_path: Path, epoch: int, model: Path | None = None
 
     async def work() -> Report:
         await session.sync()
+        await session.learn()
         return await check(session, epoch, model)
 
     try:
@@ -215,6 +216,7 @@ def test_without_records_nothing_is_called_good_or_bad(world: World, tmp_path: P
 
     async def work() -> Report:
         await session.sync()
+        await session.learn()
         return await check(session, 1)
 
     report = asyncio.run(work())
@@ -249,8 +251,8 @@ def test_the_constants_come_from_the_manifest_or_the_deployment(world: World, tm
     manifest = tmp_path / "run.toml"
     manifest.write_text("\n".join(["[run]", f'founder = "{PEERS[0]}"', "[ledger]", *lines]))
     session = session_of(world, tmp_path, run=manifest)
-    assert recompute.constants_of(session) == CONSTANTS
+    assert asyncio.run(recompute.constants_of(session)) == CONSTANTS
     assert session.history is not None and session.history.founder_known
     manifest.write_text(f'[run]\nfounder = "{PEERS[0]}"\n')
-    assert recompute.constants_of(session) == CONSTANTS
+    assert asyncio.run(recompute.constants_of(session)) == CONSTANTS
     session.index.close()

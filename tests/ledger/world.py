@@ -70,6 +70,7 @@ class World:
         views["CheckpointHub", "minInterval"] = lambda: (60,)
         views["Token", "symbol"] = lambda: ("MUR",)
         views["RewardPool", "funded"] = lambda epoch: (epoch * CONSTANTS.emission,)
+        views["RewardPool", "mostEmitted"] = lambda: (CONSTANTS.emission_cap,)
         views["RewardPool", "emission"] = lambda: (CONSTANTS.emission,)
         views["PeerRegistry", "unbondDelay"] = lambda: (14 * 86400,)
         views["PeerRegistry", "peer"] = self._peer

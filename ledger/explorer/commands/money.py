@@ -13,6 +13,7 @@ from ledger.explorer import show, spend
 from ledger.explorer.options import Common, CommonOptions
 from ledger.explorer.session import Session, with_session
 from ledger.explorer.spend import Step, WalletChoice, WalletOptions
+from ledger.indexer.node import address_of
 
 if TYPE_CHECKING:
     from ledger.explorer.facts import Epoch
@@ -54,7 +55,9 @@ def rewards_claim(
     who: Who,
     /,
     *,
-    epoch: Annotated[int, Parameter(help="Against this checkpoint.", show_default=lambda _: "the newest active one")] = 0,
+    epoch: Annotated[
+        int, Parameter(help="Against this checkpoint.", show_default=lambda _: "the newest active one")
+    ] = 0,
     wallet: WalletChoice = None,
     common: CommonOptions = None,
 ) -> int:
@@ -66,7 +69,11 @@ def rewards_claim(
         chosen = session.epoch(epoch) if epoch else _claimable(session)
         if chosen is None or chosen.state(session.now) != "active":
             pending = chosen or (session.epochs[-1] if session.epochs else None)
-            since = f"epoch {pending.number} is active from {show.when(pending.active_at)} UTC" if pending else "there is none"
+            since = (
+                f"epoch {pending.number} is active from {show.when(pending.active_at)} UTC"
+                if pending
+                else "there is none"
+            )
             raise DataError(f"no checkpoint to claim against: {since}", remedy="claim once it is active")
         proof = prove(session, who, chosen)
         cumulative, account = int(proof["cumulative"]), proof["account"]
@@ -145,7 +152,7 @@ def enrol(
 
 
 def bind(session: Session, path: Path | None, wallet: str) -> tuple[bytes, bytes, bytes, bytes, str]:
-    """The peer's key (x, y), its signature (r, vs) over the binding to a wallet, and its address. Raises IdentityError."""
+    """The peer's key (x, y), its signature (r, vs) over the binding to a wallet, its address. Raises IdentityError."""
     from hashlib import sha256
 
     import coincurve
@@ -156,8 +163,13 @@ def bind(session: Session, path: Path | None, wallet: str) -> tuple[bytes, bytes
 
     default = user_data_path("murmuration", appauthor=False) / "identity.key"
     identity = Identity.load(path or default)
-    registry = bytes.fromhex(session.deployment.address("PeerRegistry")[2:])
-    parts = (b"murmuration/enrol/1", session.deployment.chain_id.to_bytes(32, "big"), registry, bytes.fromhex(wallet[2:]))
+    registry = bytes.fromhex(address_of(session.deployment, "PeerRegistry")[2:])
+    parts = (
+        b"murmuration/enrol/1",
+        session.deployment.chain_id.to_bytes(32, "big"),
+        registry,
+        bytes.fromhex(wallet[2:]),
+    )
     signature = signatures.sign(identity, sha256(b"".join(parts)).digest())
     point = coincurve.PublicKey(identity.peer_id.public_key).format(compressed=False)[1:]
     return point[:32], point[32:], signature[:32], signature[32:], text_address(identity.peer_id)
@@ -169,7 +181,8 @@ def pay(
     /,
     *,
     model: Annotated[
-        str, Parameter(help="Root of the model that was used, 0x hex.", show_default=lambda _: "the newest anchored one")
+        str,
+        Parameter(help="Root of the model that was used, 0x hex.", show_default=lambda _: "the newest anchored one"),
     ] = "",
     wallet: WalletChoice = None,
     common: CommonOptions = None,
@@ -204,7 +217,12 @@ def usage_history(*, common: CommonOptions = None) -> int:
     rows = with_session(common, work)
     parts = ("amount", "contributors", "data_providers", "attestors", "treasury")
     cells = [
-        (show.when(row["time"]), show.fit(row["payer"]), show.short(row["model"]), *(show.amount(row[part]) for part in parts))
+        (
+            show.when(row["time"]),
+            show.fit(row["payer"]),
+            show.short(row["model"]),
+            *(show.amount(row[part]) for part in parts),
+        )
         for row in rows
     ]
     columns = ("TIME (UTC)", "PAYER", "MODEL", *(part.replace("_", " ").upper() for part in parts))

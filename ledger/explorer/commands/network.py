@@ -10,6 +10,7 @@ from dht.errors import ConfigError, DataError, UnreachableError
 from ledger.explorer import show, wiring
 from ledger.explorer.options import Common, CommonOptions
 from ledger.explorer.session import Session, with_session
+from ledger.indexer.node import address_of
 
 _VIEWS = (
     ("CheckpointHub", ("runId", "window", "minInterval", "rotationNonce")),
@@ -32,7 +33,7 @@ def runs(*, common: CommonOptions = None) -> int:
         found = wiring.read_deployment(path).deployment
         rows.append(
             {"run": found.run_id.hex(), "chain": found.chain_id, "block": found.block, "rpc": list(found.rpc)}
-            | {"hub": found.address("CheckpointHub"), "file": str(path)}
+            | {"hub": address_of(found, "CheckpointHub"), "file": str(path)}
         )
     cells = [(row["run"][:16], row["chain"], row["hub"], ", ".join(row["rpc"]) or "–", row["file"]) for row in rows]
     human = [show.table(("RUN", "CHAIN", "HUB", "RPC", "FILE"), cells)] if rows else ["no deployment is known here"]

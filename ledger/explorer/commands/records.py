@@ -12,6 +12,7 @@ from dht.identity import PeerId
 from ledger.explorer import show
 from ledger.explorer.options import Common, CommonOptions
 from ledger.explorer.session import Session, with_session
+from ledger.indexer.node import address_of
 
 if TYPE_CHECKING:
     from ledger.explorer.facts import Epoch
@@ -173,13 +174,13 @@ async def check(session: Session, number: int, model: Path | None = None) -> Rep
     from ledger.eip712 import Domain
     from ledger.explorer import facts
     from ledger.explorer import verify as checks
-    from ledger.explorer.recompute import constants_of, fees_of
+    from ledger.explorer.recompute import fees_of
 
     epoch = session.epoch(number)
     before = next((each for each in session.epochs if each.number == number - 1), None)
     history, run = session.history, session.deployment.run_id
     attestors = facts.attestors_at(session.index, epoch, await session.attestors())
-    domain = Domain(session.deployment.chain_id, bytes.fromhex(session.deployment.address("CheckpointHub")[2:]))
+    domain = Domain(session.deployment.chain_id, bytes.fromhex(address_of(session.deployment, "CheckpointHub")[2:]))
     rvs = await _signatures_of(session, epoch)
     signed, by, missing = checks.check_signatures(epoch, rvs, attestors, domain, _names(session))
     path = model or (history.model(epoch.header.last_round) if history else None)
@@ -187,7 +188,7 @@ async def check(session: Session, number: int, model: Path | None = None) -> Rep
     findings = [
         *checks.check_header(epoch, before, run),
         *signed,
-        *checks.check_records(epoch, history, constants_of(session), fees_of(session)),
+        *checks.check_records(epoch, history, session.books.constants if session.books else None, fees_of(session)),
         checks.check_model(epoch, path, run),
         checks.check_hub(epoch, list(slot.values()) if slot else None),
     ]

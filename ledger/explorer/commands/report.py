@@ -63,8 +63,8 @@ def examine(path: Path) -> tuple[dict[str, Any], Step | None]:
         frame = path.read_bytes()
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", remedy="check the name") from None
-    from ledger.messages import TwoCheckpoints  # registers its tag
     from dht.wire import decode
+    from ledger.messages import TwoCheckpoints  # registers its tag
 
     try:
         evidence = decode(frame)
