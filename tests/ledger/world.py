@@ -61,6 +61,7 @@ class World:
         self.records = Chain(RUN, IDENTITIES[0].peer_id, founding)
         self.store = StateStore(self.folder / "state" / RUN.hex()[:16], SCHEMA)
         self.books = Books(CONSTANTS)
+        self.save(0)
         attestors = [text_address(peer) for peer in PEERS]
         views = self.chain.views
         views["CheckpointHub", "attestors"] = lambda: (attestors, [1] * len(PEERS))
@@ -96,7 +97,7 @@ class World:
     def save(self, round_: int) -> None:
         """Write records and state as a peer does."""
         last = round_
-        while self.records.record(last).void:
+        while last and self.records.record(last).void:
             last -= 1
         state = states(last)
         frames = chain_frames(self.records, round_)
