@@ -28,7 +28,8 @@ CONFIG_FILE = "peer.toml"
 
 NETWORK = Group("Network", sort_key=1)
 TRAINING = Group("Training", sort_key=2)
-OUTPUT = Group("Output", sort_key=3)
+LEDGER = Group("Ledger", sort_key=3)
+OUTPUT = Group("Output", sort_key=4)
 
 
 def _setting(group: Group, text: str, **options: Any) -> Parameter:
@@ -43,6 +44,7 @@ DEFAULT_DATA_DIR = Path(user_data_dir("murmuration"))
 
 _network = partial(_setting, NETWORK)
 _training = partial(_setting, TRAINING)
+_ledger = partial(_setting, LEDGER)
 _output = partial(_setting, OUTPUT)
 
 RunFile = Annotated[Path, Parameter(help="The run manifest: the file that all peers of a run share.")]
@@ -104,6 +106,18 @@ class PeerConfig:
     rounds: Annotated[
         int, _training("Leave after the run's round of this number is certified. 0 stays until stopped.")
     ] = 0
+
+    ledger: Annotated[
+        Path | None, _ledger("Where the run's contracts are: devnet.json or another deployment file. None: no anchor.")
+    ] = None
+    rpc: Annotated[
+        tuple[str, ...],
+        _ledger("URL of a node of the chain. Repeat for more; by default those of the deployment file."),
+    ] = ()
+    wallet: Annotated[
+        Path | None, _ledger("Keystore (v3) that pays for checkpoints. Without one this peer signs, and others send.")
+    ] = None
+    wallet_password_file: Annotated[Path | None, _ledger("File with the keystore's password.")] = None
 
     json: Json = False
     quiet: Annotated[bool, _output("Only errors on the terminal.")] = False

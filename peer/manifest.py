@@ -194,9 +194,16 @@ class Admission:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerChoice:
-    """[ledger]: how often the run is anchored."""
+    """[ledger]: how often the run is anchored, and what earns how much."""
 
     rounds_per_checkpoint: int = key("Rounds between two anchors.", default=20, low=1, high=10**6, unit="rounds")
+    tokens_bps: int = key(
+        "Part of an epoch's reward that goes to tokens trained on; the rest goes to chunks reduced.",
+        default=9000,
+        low=0,
+        high=10_000,
+        unit="of 10000",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,22 +9,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from averaging.bulk import MAX_CHUNK_BYTES
 from averaging.cohort import Cohort
 from averaging.driver import Driver
 from averaging.evidence import Proof
 from averaging.guard import SqliteGuard
-from averaging.layout import Layout
-from averaging.params import Deadlines, RunParams
 from averaging.participant import Participant
-from averaging.record import MAX_LOST_CHUNKS, Record
+from averaging.record import Record
 from averaging.work import Decided, Joined, RolledBack
 from dht.addressbook import AddressBook, find_a_way_in
 from dht.clock import SystemClock
 from dht.dial import listens
 from dht.discovery import Discovery, Head
 from dht.errors import (
-    ConfigError,
     DataError,
     IncompatibleRunError,
     LockedError,
@@ -35,6 +31,7 @@ from dht.errors import (
 from dht.host import Host, Relay
 from dht.identity import Identity, PeerId
 from dht.link import RefusedError
+from peer.anchor import FRAMES, Anchor
 from peer.catch_up import Donor
 from peer.config import PeerConfig
 from peer.data import TokenBatches, TokenData, open_data
@@ -44,6 +41,7 @@ from peer.history import certify, open_chain
 from peer.learner import Learner
 from peer.manifest import Manifest
 from peer.model import build_model, check_fit
+from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
 from peer.tokenizer import load_tokenizer
@@ -53,44 +51,6 @@ log = logging.getLogger(__name__)
 _SEARCH_SOON, _SEARCH_LATER = 0.5, 15.0
 _LINGER = 3.0
 _TWIN_PLACES = 4
-
-
-def run_params(manifest: Manifest, parameters: int) -> RunParams:
-    """What the averaging protocol needs of the manifest, for a model with so many trained parameters."""
-    limits = manifest.cohort.deadlines
-    layout = Layout(parameters, manifest.codec.ring_bits, manifest.codec.chunk_elements)
-    if layout.chunk_bytes(0) > MAX_CHUNK_BYTES:
-        raise ConfigError(
-            f"a chunk of codec.chunk_elements = {manifest.codec.chunk_elements} has {layout.chunk_bytes(0)} bytes",
-            remedy=f"at most {MAX_CHUNK_BYTES} bytes: lower codec.chunk_elements",
-        )
-    if layout.total_chunks > MAX_LOST_CHUNKS:
-        raise ConfigError(
-            f"the model has {layout.total_chunks} chunks, a record can name {MAX_LOST_CHUNKS}",
-            remedy="raise codec.chunk_elements",
-        )
-    return RunParams(
-        run=manifest.run_id,
-        founder=manifest.founder,
-        layout=layout,
-        genesis_peers=manifest.run.genesis_peers,
-        target=manifest.cohort.target,
-        minimum=manifest.cohort.minimum,
-        weight_cap=manifest.train.tokens_per_round,
-        reducer_copies=manifest.cohort.reducer_copies,
-        audit_share=manifest.cohort.audit_share,
-        deadlines=Deadlines(
-            limits.join,
-            limits.shares,
-            limits.train,
-            limits.upload,
-            limits.survivors,
-            limits.unmask,
-            limits.sums,
-            limits.commit,
-        ),
-        recovery_after=manifest.cohort.recovery_after,
-    )
 
 
 async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, stop: asyncio.Event) -> None:
@@ -198,6 +158,7 @@ class Node:
         self._donor = Donor(learner.store, self._round_of)
         self._driver: Driver | None = None
         self._discovery: Discovery | None = None
+        self._anchor: Anchor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._members: Sequence[PeerId] = ()
         self._addresses: dict[PeerId, tuple[str, ...]] = {}
@@ -217,7 +178,7 @@ class Node:
         )
         driver.on_unreachable, driver.on_failure = self._unreachable, self._failed_to_send
         self._host.on_lane_lost = driver.check
-        self._host.serve(driver.on_frame, self._donor.answer)
+        self._host.serve(self._on_frame, self._donor.answer)
         self._reporter.event(
             "started",
             peer=str(self._identity.peer_id),
@@ -232,6 +193,18 @@ class Node:
         waits = [asyncio.create_task(_wait_for(event)) for event in (stop, self._finished, self._host.daemon_died)]
         self._tasks = [meeting, patience, *waits]
         failures: list[asyncio.Future[None]] = [meeting, patience, driver.failed, self._incompatible]
+        if self._config.ledger is not None:
+            self._anchor = Anchor(
+                self._config,
+                self._manifest,
+                self._identity,
+                self._host,
+                lambda: self._participant.chain,
+                self._reporter,
+            )
+            anchoring = asyncio.create_task(self._anchor.run())
+            self._tasks.append(anchoring)
+            failures.append(anchoring)
         await asyncio.wait([*waits, *failures], return_when=asyncio.FIRST_COMPLETED)
         for failure in failures:
             if failure.done():
@@ -246,6 +219,8 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._learner.interrupt()
+        if self._anchor is not None:
+            await self._anchor.close()
         if self._driver is not None:
             await self._driver.stop()
             await self._learner.leave()
@@ -254,6 +229,14 @@ class Node:
         self._book.save()
         self._guard.close()
         self._reporter.event("stopped", round=self._learner.round, root=self._learner.state.root().hex())
+
+    def _on_frame(self, sender: PeerId, frame: memoryview) -> None:
+        """The ledger's frames go to the anchor, if there is one: who anchors nothing must not cut off who does."""
+        if frame[:1] and frame[0] in FRAMES:
+            if self._anchor is not None:
+                self._anchor.receive(sender, frame)
+        elif self._driver is not None:
+            self._driver.on_frame(sender, frame)
 
     async def _lose_patience(self) -> None:
         """Raises UnreachableError when no round was joined within `join_timeout`; else never returns."""
@@ -425,6 +408,8 @@ class Node:
 
     def settled(self, round_: int) -> None:
         """The state of a round is adopted: measure it, report, and leave if it was the last one."""
+        if self._anchor is not None:
+            self._anchor.advanced()
         if (haul := self._learner.haul) is not None:
             self._learner.haul = None
             self._reporter.event(

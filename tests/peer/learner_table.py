@@ -16,7 +16,7 @@ from dht.wire import digest
 from peer.catch_up import Donor
 from peer.learner import Learner
 from peer.manifest import Manifest
-from peer.node import run_params
+from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
 from tests.peer.learner_oracle import oracle_mean, signed

@@ -54,7 +54,11 @@ def test_every_field_is_a_flag_a_variable_and_a_key(name: str) -> None:
     }
     special = {"device": "cpu", "precision": "fp32", "log_format": "json", "metrics_port": "7"}
     default = getattr(PeerConfig(), name)
-    kind = "path" if name in ("run", "data_dir", "log_file") else type(default).__name__
+    kind = (
+        "path"
+        if name in ("run", "data_dir", "log_file", "ledger", "wallet", "wallet_password_file")
+        else type(default).__name__
+    )
     flag_text, toml_text, value = values[kind]
     if name in special and kind == "str":
         flag_text, toml_text, value = special[name], f'"{special[name]}"', special[name]

@@ -24,7 +24,8 @@ from peer import node as nodes
 from peer.config import PeerConfig
 from peer.data import TokenData
 from peer.manifest import Manifest
-from peer.node import Node, _assemble, run_params, state_folder
+from peer.node import Node, _assemble, state_folder
+from peer.run_params import run_params
 from tests.peer.swarm_in_process import (
     SEQUENCE,
     TEXT,
