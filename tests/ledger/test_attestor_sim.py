@@ -239,6 +239,21 @@ def test_after_a_rollback_the_epoch_is_signed_under_another_fork_nonce(seed):
     assert again[1] == replace(second, fork_nonce=1, parent=again[0].hash())
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_rollback_between_two_looks_is_another_place_too(seed):
+    net = Net(seed=seed, rounds=3)
+    blind = net.nodes[seed]
+    net.at(25, lambda: setattr(blind, "rpc", False))
+    net.run(80)  # also if it was the blind one's turn first
+    assert landed(net.ledger) == [1]
+    net.ledger.roll_back(1, net.now)
+    blind.rpc = True
+    net.run(300)
+    net.check(1)
+    assert net.ledger.tip.checkpoints[0][0].fork_nonce == 1
+    assert (key_address(blind.peer), 1, 1) in net.signed
+
+
 def astray(net: Net, nodes: list[Node], rounds: int) -> Chain:
     """These nodes follow a branch of their own, of so many rounds, until `come_back`."""
     branch = new_chain(4)
