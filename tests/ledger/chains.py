@@ -64,6 +64,10 @@ COUNTER = assemble(
 )
 
 
+# Once only: whoever comes second is refused with ERROR.
+ONCE = assemble("6000 54 @fail 57 6001 6000 55 00 :fail 63deadbeef 60e0 1b 6000 52 6004 6000 fd")
+
+
 class Time(ManualClock):
     """A clock for the embedded chain."""
 
