@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 
@@ -101,4 +100,3 @@ async def test_a_chain_goes_on_where_it_stopped(tmp_path):
             hashes.append(node.chain.store.block(1).header.hash)
             height = node.chain.head.number
     assert (height, hashes[0]) == (2, hashes[1])
-    await asyncio.sleep(0)
