@@ -9,6 +9,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
+from os import urandom
 from pathlib import Path
 
 from dht.errors import ConfigError, StorageError
@@ -17,6 +19,7 @@ from ledger.chain.fees import Bid
 
 FILE = "transactions.sqlite"
 _SCHEMA = """
+create table if not exists identity (id integer primary key, value blob not null);
 create table if not exists intent (
     key text primary key, receiver blob, data blob not null, value text not null,
     tx_hash blob, block integer, settled integer not null default 0) without rowid;
@@ -60,6 +63,8 @@ class Journal:
                 self._db.execute("pragma journal_mode = wal")
                 self._db.execute("pragma synchronous = full")
                 self._db.executescript(_SCHEMA)
+                self._db.execute("insert or ignore into identity values (1, ?)", (urandom(16),))
+                self._identity: bytes = self._db.execute("select value from identity").fetchone()[0]
         except BaseException:
             self._lock.release()
             raise
@@ -68,6 +73,10 @@ class Journal:
         """Close the file and let others in."""
         self._db.close()
         self._lock.release()
+
+    def salt(self, key: str) -> bytes:
+        """32 bytes that no other intent has, here or in another journal of the same wallet."""
+        return sha256(self._identity + key.encode()).digest()
 
     def open(self, intent: Intent) -> None:
         """Note an intent. Raises ConfigError when its key stands for another one already."""

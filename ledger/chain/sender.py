@@ -139,7 +139,7 @@ class _Landing:
             return False, None
         self._clashes = 0
         if not attempts:
-            attempt = await self._sign(nonce, (await market(self._rpc))[0], await self._gas())
+            attempt = await self._first(nonce)
             self._sent_at = self._clock.now()
         else:
             attempt = await self._maybe_outbid(attempts[0])
@@ -181,6 +181,16 @@ class _Landing:
             _log.warning("%s: nonce %d was used by another transaction", self._intent.key, attempts[0].nonce)
             self._journal.bury(self._intent.key)
             self._clashes = 0
+
+    async def _first(self, nonce: int) -> Attempt:
+        """A transaction that no other intent can have.
+
+        Signing is deterministic: two intents with the same content and nonce would be the same bytes, mined once, and
+        each would take the receipt for its own. A few wei of tip and units of gas keep them apart.
+        """
+        salt = self._journal.salt(self._intent.key)
+        bid, extra = (await market(self._rpc))[0], int.from_bytes(salt[:2], "big")
+        return await self._sign(nonce, Bid(bid.tip + extra, bid.most + extra), await self._gas() + salt[2])
 
     async def _maybe_outbid(self, newest: Attempt) -> Attempt:
         """The attempt to send now: the same bytes again, or a replacement when it has waited long."""
