@@ -9,6 +9,10 @@ import {check, vm} from "./Vm.sol";
 import {World} from "./World.sol";
 
 contract CheckpointHubTest is World {
+    function setUp() public {
+        _start();
+    }
+
     function _refuse(Checkpoint memory header, bytes memory refusal) private {
         bytes32[] memory rvs = _sign(_digest(header), 7);
         vm.expectRevert(refusal);

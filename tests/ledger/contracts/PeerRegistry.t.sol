@@ -13,8 +13,8 @@ contract PeerRegistryTest is World {
     uint256 private constant KEY = 77;
     uint256 private constant OTHER = 78;
 
-    function setUp() public override {
-        super.setUp();
+    function setUp() public {
+        _start();
         _fund(ALICE, 1000);
         _fund(BOB, 1000);
     }

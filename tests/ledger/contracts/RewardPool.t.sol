@@ -13,6 +13,10 @@ contract RewardPoolTest is World {
     address private constant WALLET = address(0xA11CE);
     bytes32[] private none;
 
+    function setUp() public {
+        _start();
+    }
+
     /// @dev A checkpoint whose tally has one leaf, made active; its epoch.
     function _tally(address account, uint256 cumulative, uint128 promised) private returns (uint64) {
         vm.warp(block.timestamp + MIN_INTERVAL);

@@ -12,8 +12,8 @@ contract SlashingTest is World {
     address private constant REPORTER = address(0xB0B);
     uint256 private constant KEY = 77;
 
-    function setUp() public override {
-        super.setUp();
+    function setUp() public {
+        _start();
         _fund(WALLET, 1000);
         _enrol(WALLET, KEY, 1000);
     }

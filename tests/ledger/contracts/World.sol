@@ -31,7 +31,7 @@ abstract contract World {
     address internal providers = address(0xDA7A);
     uint256[] internal attestors;
 
-    function setUp() public virtual {
+    function _start() internal {
         vm.warp(1_800_000_000);
         for (uint256 i = 1; i <= 4; ++i) attestors.push(1000 + i);
         _found(EMISSION);
