@@ -73,7 +73,8 @@ library Contradiction {
         if (first.sid != second.sid) revert NoContradiction();
         uint256 j = 0;
         for (uint256 i = 0; i < first.count; ++i) {
-            // Honest peers list chunks in order, so the next one is nearly always where the last one was found.
+            // Honest peers list chunks in order, so the next one is nearly always where the last one was found. One who
+            // names a chunk twice is heard with the first, or with any when the reporter puts that message first.
             for (uint256 tried = 0; tried < second.count; ++tried) {
                 if (first.chunks[i] == second.chunks[j]) {
                     if (_hash(one, first, i) == _hash(other, second, j)) break;
