@@ -17,7 +17,7 @@ POLL = 2.0
 """Seconds between two looks at the chain."""
 
 
-async def poll(session: Session, look: Callable[[], Awaitable[None]], stop: asyncio.Event, every: float = POLL) -> None:
+async def poll(session: Session, look: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
     """Sync and look until told to stop. A node that is away is waited for: what is indexed stays on show."""
     away = False
     while not stop.is_set():
@@ -32,7 +32,7 @@ async def poll(session: Session, look: Callable[[], Awaitable[None]], stop: asyn
             away = True
         await look()
         try:
-            await asyncio.wait_for(stop.wait(), every)
+            await asyncio.wait_for(stop.wait(), POLL)
         except TimeoutError:
             continue
 

@@ -235,3 +235,51 @@ def regenerate(run: Run) -> None:
         (FOLDER / f"{name}.txt").write_text(run(*arguments)[1])
         if name != "watch":
             (FOLDER / f"{name}.json").write_text(run(*arguments, "--json")[1])
+
+
+def test_what_is_wrong_ends_with_one(run: Run, world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(world.chain.views, ("CheckpointHub", "slot"), lambda epoch: (b"x" * 32, bytes(32), epoch, 0, 0))
+    code, out, _ = run("verify", "1")
+    assert code == 1 and "SOMETHING IS WRONG" in out
+    code, out, _ = run("verify", "1", "--json")
+    assert code == 1 and json.loads(out)["good"] is False
+
+
+def test_what_could_not_be_checked_is_wrong_only_if_strict(run: Run, world: World):
+    run("index")
+    code, out, _ = run("verify", "1", "--offline")  # the signatures are in a transaction, the hub is not asked
+    assert code == 0 and "not everything could be checked" in out
+    assert run("verify", "1", "--offline", "--strict")[0] == 1
+    code, out, _ = run("verify", "1", records=False)
+    assert code == 66 and "give --records" in out
+
+
+def test_runs_are_found_unasked(run: Run):
+    code, out, _ = run("runs", "--json")
+    (row,) = json.loads(out)
+    assert (code, row["run"], row["chain"], row["file"]) == (0, RUN.hex(), CHAIN_ID, "devnet.json")
+
+
+def test_an_index_can_be_built_anew(run: Run):
+    _, before, _ = run("index", "--json")
+    code, after, _ = run("index", "--rebuild", "--json")
+    assert (code, json.loads(before)) == (0, json.loads(after))
+    assert json.loads(after)["events"] > 0
+
+
+def test_variables_stand_for_options(run: Run, world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MURMURATION_EXPLORER_RECORDS", str(world.folder))
+    code, out, _ = run("round", "4", "--json", records=False)
+    assert code == 0 and json.loads(out)["round"] == 4
+
+
+def test_a_terminal_gets_colours_and_bars(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    _, out, _ = run("leaderboard")
+    assert "█" in out and "\x1b[" in out
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = run("leaderboard")
+    assert "\x1b[" not in out
