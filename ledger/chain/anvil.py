@@ -12,21 +12,23 @@ from os import getpid
 from pathlib import Path
 
 import dht
+import ledger
 from dht.errors import UnreachableError
 
 PACKAGE = "@foundry-rs/anvil-linux-amd64"
 _SHIM = Path(next(iter(dht.__path__))) / "die_with_parent.py"
+_CONTRACTS = Path(next(iter(ledger.__path__))) / "contracts"
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 5.0
 _log = logging.getLogger(__name__)
 
 
 def find(folders: Sequence[Path] | None = None) -> Path | None:
-    """anvil on `PATH`, else in a `node_modules` of the folders (the working folder and those above it)."""
+    """anvil on `PATH`, else in a `node_modules`: of the working folder, of those above it, of the contracts."""
     if found := shutil.which("anvil"):
         return Path(found)
     here = Path.cwd()
-    for folder in (here, *here.parents) if folders is None else folders:
+    for folder in (here, *here.parents, _CONTRACTS) if folders is None else folders:
         for name in (".bin/anvil", f"{PACKAGE}/bin/anvil"):
             path = folder / "node_modules" / name
             if path.is_file():

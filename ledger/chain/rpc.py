@@ -17,6 +17,7 @@ import aiohttp
 
 from dht.clock import Clock, SystemClock
 from dht.errors import ConfigError, IncompatibleRunError, UnreachableError
+from ledger import bounded_json
 from ledger.chain.artifacts import Artifact
 from ledger.chain.errors import RefusedError
 
@@ -143,11 +144,11 @@ class RpcPool:
         request = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": list(params)}
         body = await self._post(url, json.dumps(request).encode())
         try:
-            answer = json.loads(body)
+            answer = bounded_json.loads(body)
             error = answer.get("error")
             if error is None:
                 return answer["result"]
-        except (ValueError, KeyError, AttributeError, RecursionError):
+        except (ValueError, KeyError, AttributeError):
             raise _NodeError("answered with something else than JSON-RPC") from None
         if not isinstance(error, dict):
             error = {"message": str(error)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dht.errors import ConfigError, IdentityError
+from ledger import bounded_json
 
 PASSWORD_VARIABLE = "MURMURATION_WALLET_PASSWORD"
 _MOST_KEYSTORE_BYTES = 64 * 1024
@@ -21,9 +22,7 @@ class Wallet:
     """An account that signs transactions. Its `repr` shows the address alone."""
 
     def __init__(self, secret: bytes) -> None:
-        from eth_account import Account
-
-        self._account = Account.from_key(secret)
+        self._account = _accounts().from_key(secret)
         self.address: str = self._account.address
 
     def __repr__(self) -> str:
@@ -52,8 +51,6 @@ class Wallet:
     @classmethod
     def load(cls, path: Path, password: str) -> Wallet:
         """Open a keystore-v3 file. Raises IdentityError for a wrong password, or a file that is none."""
-        from eth_account import Account
-
         try:
             with path.open("rb") as file:
                 text = file.read(_MOST_KEYSTORE_BYTES)
@@ -62,19 +59,29 @@ class Wallet:
                 f"cannot read the wallet {path}: {error.strerror}", remedy="check --keystore and its permissions"
             ) from None
         try:
-            keystore = json.loads(text)
+            keystore = bounded_json.loads(text)
             if not isinstance(keystore, dict) or "crypto" not in {str(key).lower() for key in keystore}:
                 raise TypeError
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError):
             raise IdentityError(f"{path} is no keystore", remedy="a wallet is a keystore file, version 3") from None
         try:
-            return cls(bytes(Account.decrypt(keystore, password)))
+            return cls(bytes(_accounts().decrypt(keystore, password)))
         except ValueError as error:
             if "MAC" in str(error):
                 raise IdentityError(f"wrong password for {path}", remedy="try again") from None
             raise IdentityError(f"{path} is no keystore of version 3: {error}", remedy="export it again") from None
         except (KeyError, TypeError, NotImplementedError):
             raise IdentityError(f"{path} is no keystore of version 3", remedy="export it again") from None
+
+
+def _accounts() -> Any:
+    """eth-account, without what importing it does to the whole process (see `ledger.bounded_json`)."""
+    limit = sys.getrecursionlimit()
+    try:
+        from eth_account import Account
+    finally:
+        sys.setrecursionlimit(limit)
+    return Account
 
 
 def read_password(password_file: Path | None = None) -> str:

@@ -10,7 +10,7 @@ Differences from the main network, all pyrevm's: BASEFEE reads 0 and BLOCKHASH i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eth_hash.auto import keccak
@@ -18,7 +18,7 @@ from pyrevm import EVM, AccountInfo, BlockEnv, CfgEnv, Env, TxEnv
 
 from dht.errors import ConfigError
 from ledger.embedded.state import NO_ACCOUNT, Account, Changes, State
-from ledger.embedded.transactions import AccessList
+from ledger.embedded.transactions import AccessList, access_list_gas
 
 FORK = "CANCUN"
 MOST_BLOCK_GAS = 30_000_000
@@ -113,20 +113,33 @@ class Engine:
                 excess_blob_gas=0,
             )
         )
-        accesses = [(_hex(address), list(keys)) for address, keys in message.access_list]
-        self._evm.set_tx_env(TxEnv(access_list=accesses))
+        self._evm.set_tx_env(TxEnv())
+        # The coinbase is always in the journal, without an entry that takes it back.
+        self._evm.insert_account_info(_hex(around.coinbase), _info(self._state.account(around.coinbase)))
         start = self._evm.snapshot()
         try:
-            output, created, halt = self._execute(message)
+            listed = self._warm(message.access_list)
+            output, created, halt = self._execute(replace(message, gas=max(0, message.gas - listed)))
             result = self._evm.result
             assert result is not None
-            changes = self._changes()
-            self._settle(message, around, result.gas_used, changes)
+            changes, gas_used = self._changes(), result.gas_used + listed
+            self._settle(message, around, result.gas_used, listed, changes)
             logs = tuple(_log(log) for log in result.logs) if result.is_success else ()
-            return Outcome(result.is_success, result.gas_used, output, logs, created, changes, halt)
+            return Outcome(result.is_success, gas_used, output, logs, created, changes, halt)
         finally:
             self._evm.reset_transient_storage()
             self._evm.revert(start)
+
+    def _warm(self, access_list: AccessList) -> int:
+        """Touch what is listed; returns the gas that this costs (EIP-2930).
+
+        Given to pyrevm, the list would enter the journal's state without an entry that takes it back.
+        """
+        for address, keys in access_list:
+            self._evm.basic(_hex(address))
+            for key in keys:
+                self._evm.storage(_hex(address), key)
+        return access_list_gas(access_list)
 
     def _execute(self, message: Message) -> tuple[bytes, bytes | None, str]:
         """Output, created address, and the reason of a halt."""
@@ -178,18 +191,19 @@ class Engine:
                 return candidate
         raise RuntimeError(f"the engine reports other code at {_hex(address)} than its hash")
 
-    def _settle(self, message: Message, around: Surroundings, gas_used: int, changes: Changes) -> None:
-        """Nonce and fees of a transaction. pyrevm settles creations only, and burns no base fee."""
-        creates = message.to is None
-        fee = gas_used * message.gas_price
+    def _settle(self, message: Message, around: Surroundings, run: int, listed: int, changes: Changes) -> None:
+        """Nonce and fees of a transaction that used `run` and `listed` gas.
+
+        pyrevm settles creations only, without what was listed, and burns no base fee.
+        """
+        settled = run * message.gas_price if message.to is None else 0
+        fee = (run + listed) * message.gas_price - settled
         sender = changes.accounts.get(message.sender, self._state.account(message.sender))
         nonce = self._state.account(message.sender).nonce + 1
-        changes.accounts[message.sender] = sender._replace(
-            balance=sender.balance - (0 if creates else fee), nonce=nonce
-        )
+        changes.accounts[message.sender] = sender._replace(balance=sender.balance - fee, nonce=nonce)
         paid = changes.accounts.get(around.coinbase, self._state.account(around.coinbase))
-        tip = gas_used * max(0, message.gas_price - around.base_fee)
-        balance = paid.balance + tip - (fee if creates else 0)
+        tip = (run + listed) * max(0, message.gas_price - around.base_fee)
+        balance = paid.balance + tip - settled
         changes.accounts[around.coinbase] = paid._replace(balance=balance)
         if changes.accounts[around.coinbase] == self._state.account(around.coinbase):
             del changes.accounts[around.coinbase]

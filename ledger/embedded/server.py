@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from aiohttp import web
 
 from dht.errors import MurmurationError, StorageError
+from ledger import bounded_json
 from ledger.embedded.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, RpcError
 from ledger.embedded.methods import Methods
 
@@ -52,11 +52,11 @@ class Server:
         if request.content_type != "application/json":
             return web.json_response({"error": "send application/json"}, status=415)
         try:
-            body = json.loads(await request.read())
+            body = bounded_json.loads(await request.read())
         except web.HTTPRequestEntityTooLarge:
             error = RpcError(INVALID_REQUEST, f"a request has at most {MOST_REQUEST_BYTES} bytes")
             return web.json_response(_failed(None, error), status=413)
-        except (ValueError, RecursionError):
+        except ValueError:
             return web.json_response(_failed(None, RpcError(PARSE_ERROR, "the request is no JSON")))
         return web.json_response(self.reply(body))
 

@@ -63,8 +63,13 @@ class Transaction:
         """Gas that is due before the first instruction (EIP-2028, EIP-2930, EIP-3860)."""
         zeros = self.data.count(0)
         gas = 21_000 + 4 * zeros + 16 * (len(self.data) - zeros)
-        gas += sum(2400 + 1900 * len(keys) for _, keys in self.access_list)
+        gas += access_list_gas(self.access_list)
         return gas + (32_000 + 2 * ((len(self.data) + 31) // 32) if self.to is None else 0)
+
+
+def access_list_gas(access_list: AccessList) -> int:
+    """What listing addresses and slots costs (EIP-2930)."""
+    return sum(2400 + 1900 * len(keys) for _, keys in access_list)
 
 
 def decode(raw: bytes, chain_id: int) -> Transaction:
@@ -74,7 +79,7 @@ def decode(raw: bytes, chain_id: int) -> Transaction:
     try:
         kind, fields = _fields(raw)
         found = _read(raw, kind, fields)
-    except (RLPException, ValueError, TypeError, IndexError):
+    except (RLPException, ValueError, TypeError, IndexError, RecursionError):
         raise rejected("failed to decode signed transaction") from None
     if found.chain_id not in (None, chain_id):
         raise rejected(f"invalid chain id for signer: have {found.chain_id} want {chain_id}")
