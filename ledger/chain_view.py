@@ -15,8 +15,7 @@ class Head:
     """The hub in one block. `checkpoint` is its last one (from the event), None before the first.
 
     Epochs up to `active_epoch` can no longer be rolled back. `fees[e - 1]` are the usage fees that count in epoch e, in
-    1e-18 tokens, up to the epoch after the head: the contributors' parts paid in blocks behind that of checkpoint
-    e - 3, up to that of e - 2 (docs/ledger.md). Raises ValueError when fewer are given.
+    1e-18 tokens, up to the epoch after the head (`ledger.usage_fees`). Raises ValueError when fewer are given.
     """
 
     checkpoint: Checkpoint | None

@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dht.errors import UnreachableError
+from dht.errors import MurmurationError
 from ledger.explorer import facts, show
 
 if TYPE_CHECKING:
@@ -18,19 +18,19 @@ POLL = 2.0
 
 
 async def poll(session: Session, look: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
-    """Sync and look until told to stop. A node that is away is waited for: what is indexed stays on show."""
-    away = False
+    """Sync and look until told to stop. What goes wrong meanwhile is said once, and what was seen stays on show."""
+    said = ""
     while not stop.is_set():
         try:
             await session.sync()
             session.refresh()
             await session.learn()
-            away = False
-        except UnreachableError as error:
-            if not away:
-                show.remark(f"waiting: {error}")
-            away = True
-        await look()
+            await look()
+            said = ""
+        except MurmurationError as error:
+            if str(error) != said:
+                said = str(error)
+                show.remark(f"waiting: {said}")
         try:
             await asyncio.wait_for(stop.wait(), POLL)
         except TimeoutError:

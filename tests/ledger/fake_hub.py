@@ -11,6 +11,7 @@ from ledger.eip712 import Domain
 from ledger.electorate import Electorate
 from ledger.rewards import Constants
 from ledger.signatures import recover
+from ledger.usage_fees import count_fees
 
 DOMAIN = Domain(31337, bytes.fromhex("5fbdb2315678afecb367f032d93f642f64180aa3"))
 
@@ -73,19 +74,15 @@ class Hub:
         """The last active epoch."""
         return sum(now >= proposed + self.window for _, _, proposed in self.checkpoints)
 
-    def fees(self, epoch: int) -> int:
-        """What counts in an epoch: paid behind the block of checkpoint epoch - 3, up to that of epoch - 2."""
-        if epoch < 3:
-            return 0
-        after = self.checkpoints[epoch - 4][1] if epoch > 3 else -1
-        up_to = self.checkpoints[epoch - 3][1]
-        return sum(amount for block, amount in self.payments if after < block <= up_to)
+    def fees(self) -> tuple[int, ...]:
+        """What counts in each epoch up to the next one."""
+        places = [(block, 0) for _, block, _ in self.checkpoints]
+        return count_fees(places, [((block, 0), amount) for block, amount in self.payments])
 
     def head(self, now: float) -> Head:
         """What a `ChainView` says of it."""
         last = self.checkpoints[-1][0] if self.checkpoints else None
-        fees = tuple(self.fees(epoch) for epoch in range(1, len(self.checkpoints) + 2))
-        return Head(last, self.fork_nonce, self.active(now), self.electorate, fees)
+        return Head(last, self.fork_nonce, self.active(now), self.electorate, self.fees())
 
 
 @dataclass

@@ -66,7 +66,7 @@ FOLDER = Path(__file__).parent.parent / "vectors" / "explorer"
 
 
 def golden(name: str, out: str) -> str:
-    """What the file holds; with REWRITE_VECTORS set, it is written first: look at the difference before you commit it."""
+    """What the file holds. With REWRITE_VECTORS set it is written first: look at the difference before a commit."""
     if os.environ.get("REWRITE_VECTORS"):
         (FOLDER / name).write_text(out)
     return (FOLDER / name).read_text()

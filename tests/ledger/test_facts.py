@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.errors import ConfigError
+from dht.errors import ConfigError, UnreachableError
 from ledger.explorer import facts, live, show
 from ledger.explorer.options import checksummed, parse_address
 from ledger.explorer.people import text_address
@@ -160,3 +160,29 @@ def test_names_of_tables():
         "x",
         "run_id",
     ]
+
+
+async def test_what_stays_open_outlives_a_node_that_is_away(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    session = session_of(world, tmp_path)
+    stop, seen, calls = asyncio.Event(), [], 0
+
+    def flaky(method: str) -> None:
+        nonlocal calls
+        if method == "eth_chainId":
+            calls += 1
+            if calls in (2, 3):
+                raise UnreachableError("no node answers", remedy="wait")
+
+    async def look() -> None:
+        seen.append(calls)
+        if calls >= 4:
+            stop.set()
+
+    monkeypatch.setattr(live, "POLL", 0.001)
+    world.chain.before_call = flaky
+    await live.poll(session, look, stop)
+    assert seen == [1, 4]
+    assert capsys.readouterr().err.count("no node answers") == 1
+    session.index.close()
