@@ -43,16 +43,16 @@ library Contradiction {
         uint256 attempt;
         bytes32 head;
         uint256 count;
-        uint256 offset = body.expect(1, "\x84\xa5round");
+        uint256 offset = body.expect(1, "\x84\xa5round", 7);
         (round, offset) = body.integer(offset, type(uint64).max);
-        (attempt, offset) = body.integer(body.expect(offset, "\xa7attempt"), type(uint32).max);
-        (head, offset) = body.word(body.expect(offset, "\xa4head"));
-        (count, offset) = body.array(body.expect(offset, "\xa5seats"));
+        (attempt, offset) = body.integer(body.expect(offset, "\xa7attempt", 8), type(uint32).max);
+        (head, offset) = body.word(body.expect(offset, "\xa4head", 5));
+        (count, offset) = body.array(body.expect(offset, "\xa5seats", 6));
         if (count == 0 || count > MOST_SEATS) revert Msgpack.Malformed(offset);
         for (uint256 i = 0; i < count; ++i) {
-            offset = body.expect(offset, "\x83\xa4peer\xc4\x27") + 39;
-            (, offset) = body.word(body.expect(offset, "\xa4join"));
-            (, offset) = body.integer(body.expect(offset, "\xa8capacity"), type(uint16).max);
+            offset = body.expect(offset, "\x83\xa4peer\xc4\x27", 8) + 39;
+            (, offset) = body.word(body.expect(offset, "\xa4join", 5));
+            (, offset) = body.integer(body.expect(offset, "\xa8capacity", 9), type(uint16).max);
         }
         body.end(offset);
         return keccak256(abi.encode(round, attempt, head));
@@ -60,10 +60,10 @@ library Contradiction {
 
     function _vote(bytes calldata body) private pure returns (bytes32 sid) {
         uint256 offset;
-        (sid, offset) = body.word(body.expect(1, "\x84\xa3sid"));
-        (, offset) = body.integer(body.expect(offset, "\xa9survivors"), type(uint64).max);
-        (, offset) = body.integer(body.expect(offset, "\xa8reducers"), type(uint64).max);
-        (, offset) = body.word(body.expect(offset, "\xa9manifests"));
+        (sid, offset) = body.word(body.expect(1, "\x84\xa3sid", 5));
+        (, offset) = body.integer(body.expect(offset, "\xa9survivors", 10), type(uint64).max);
+        (, offset) = body.integer(body.expect(offset, "\xa8reducers", 9), type(uint64).max);
+        (, offset) = body.word(body.expect(offset, "\xa9manifests", 10));
         body.end(offset);
     }
 
@@ -88,14 +88,14 @@ library Contradiction {
     function _readSums(bytes calldata body) private pure returns (Sums memory sums) {
         uint256 offset;
         uint256 count;
-        (sums.sid, offset) = body.word(body.expect(1, "\x83\xa3sid"));
-        (sums.count, offset) = body.array(body.expect(offset, "\xa6chunks"));
+        (sums.sid, offset) = body.word(body.expect(1, "\x83\xa3sid", 5));
+        (sums.count, offset) = body.array(body.expect(offset, "\xa6chunks", 7));
         if (sums.count > MOST_CHUNKS) revert Msgpack.Malformed(offset);
         sums.chunks = new uint256[](sums.count);
         for (uint256 i = 0; i < sums.count; ++i) {
             (sums.chunks[i], offset) = body.integer(offset, type(uint32).max);
         }
-        (count, offset) = body.array(body.expect(offset, "\xa6hashes"));
+        (count, offset) = body.array(body.expect(offset, "\xa6hashes", 7));
         if (count != sums.count) revert Msgpack.Malformed(offset);
         sums.hashes = offset;
         for (uint256 i = 0; i < count; ++i) {

@@ -8,13 +8,17 @@ pragma solidity ^0.8.28;
 library Msgpack {
     error Malformed(uint256 position);
 
-    /// @notice Demand these very bytes, at most 32.
-    function expect(bytes calldata data, uint256 offset, bytes memory literal) internal pure returns (uint256 next) {
-        next = offset + literal.length;
-        if (next > data.length || bytes32(data[offset:next]) != bytes32(literal)) revert Malformed(offset);
+    /// @notice Demand the first `size` bytes of a literal, at most 32.
+    function expect(bytes calldata data, uint256 offset, bytes32 literal, uint256 size)
+        internal
+        pure
+        returns (uint256 next)
+    {
+        next = offset + size;
+        if (next > data.length || bytes32(data[offset:next]) != literal) revert Malformed(offset);
     }
 
-    /// @notice Skip an unsigned integer in its shortest form, not above `most`.
+    /// @notice An unsigned integer in its shortest form, not above `most`.
     function integer(bytes calldata data, uint256 offset, uint256 most) internal pure returns (uint256 value, uint256 next) {
         uint256 tag = byteAt(data, offset);
         if (tag < 0x80) {
@@ -33,7 +37,7 @@ library Msgpack {
 
     /// @notice 32 bytes, as msgpack's bin 8.
     function word(bytes calldata data, uint256 offset) internal pure returns (bytes32 value, uint256 next) {
-        next = expect(data, offset, hex"c420") + 32;
+        next = expect(data, offset, hex"c420", 2) + 32;
         if (next > data.length) revert Malformed(offset);
         value = bytes32(data[offset + 2:next]);
     }
