@@ -27,6 +27,7 @@ from averaging.params import threshold, tolerated
 from dht import errors
 from dht.identity import Identity
 from dht.wire import REGISTRY, Count, Length, Range, digest
+from ledger.explorer import cli as explorer
 from peer import cli
 from tests.sim.test_rules import RULES
 
@@ -237,6 +238,9 @@ def test_console_commands_are_understood(page: Path, tmp_path: Path, monkeypatch
             bootstrap.cli.app.parse_args(arguments, exit_on_error=False, print_error=False)
         except CycloptsError as error:
             pytest.fail(f"{page.name}: run-bootstrap {' '.join(arguments)}: {error}")
+    for arguments in commands(page, "contribution-explorer"):
+        if not {"--help", "--version"} & set(arguments):
+            explorer.parse(arguments)
 
 
 def test_the_readme_shows_the_commands():

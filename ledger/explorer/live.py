@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dht.errors import UnreachableError
+from dht.errors import MurmurationError
 from ledger.explorer import facts, show
 
 if TYPE_CHECKING:
@@ -17,22 +17,22 @@ POLL = 2.0
 """Seconds between two looks at the chain."""
 
 
-async def poll(session: Session, look: Callable[[], Awaitable[None]], stop: asyncio.Event, every: float = POLL) -> None:
-    """Sync and look until told to stop. A node that is away is waited for: what is indexed stays on show."""
-    away = False
+async def poll(session: Session, look: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    """Sync and look until told to stop. What goes wrong meanwhile is said once, and what was seen stays on show."""
+    said = ""
     while not stop.is_set():
         try:
             await session.sync()
             session.refresh()
             await session.learn()
-            away = False
-        except UnreachableError as error:
-            if not away:
-                show.remark(f"waiting: {error}")
-            away = True
-        await look()
+            await look()
+            said = ""
+        except MurmurationError as error:
+            if str(error) != said:
+                said = str(error)
+                show.remark(f"waiting: {said}")
         try:
-            await asyncio.wait_for(stop.wait(), every)
+            await asyncio.wait_for(stop.wait(), POLL)
         except TimeoutError:
             continue
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dht.errors import ConfigError, DataError
 from ledger.rewards import Constants
+from ledger.usage_fees import count_fees
 
 if TYPE_CHECKING:
     from ledger.explorer.session import Session
@@ -48,15 +49,8 @@ def _of_manifest(session: Session) -> dict[str, int]:
     return found
 
 
-def fees_of(session: Session) -> list[int]:
-    """Usage fees for contributors that count in each epoch, from epoch 1 on, in units.
-
-    In epoch e count those paid in blocks behind that of checkpoint e - 3, up to that of checkpoint e - 2.
-    """
-    fees = [0] * (len(session.epochs) + 2)
-    for row in session.index.events("UsagePaid"):
-        for epoch in session.epochs:
-            if row["block"] <= epoch.block:
-                fees[epoch.number + 1] += int(row["contributors"])
-                break
-    return fees
+def fees_of(session: Session) -> tuple[int, ...]:
+    """Usage fees for contributors that count in each epoch, from epoch 1 to the one after the last, in units."""
+    checkpoints = [(epoch.block, epoch.log_index) for epoch in session.epochs]
+    paid = session.index.events("UsagePaid")
+    return count_fees(checkpoints, (((row["block"], row["log_index"]), int(row["contributors"])) for row in paid))

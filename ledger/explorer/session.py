@@ -115,10 +115,12 @@ class Session:
         founder = history.founder_of(self.common.run) if self.common.run else None
         try:
             return history.open_history(folder, self.deployment.run_id, founder)
-        except DataError:
+        except MurmurationError as error:
             if self.common.records is not None:
                 raise
-            return None  # this machine's peer is of another run
+            if not isinstance(error, DataError):  # else this machine's peer is of another run
+                show.remark(f"the records in {folder} cannot be used: {error}")
+            return None
 
     @property
     def records(self) -> History:

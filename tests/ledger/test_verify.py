@@ -226,7 +226,7 @@ def test_without_records_nothing_is_called_good_or_bad(world: World, tmp_path: P
     session.index.close()
 
 
-def test_fees_count_two_checkpoints_later(world: World, tmp_path: Path):
+def test_fees_count_three_epochs_after_the_checkpoint_that_was_newest(world: World, tmp_path: Path):
     def fee(amount: int) -> tuple[str, dict[str, Any]]:
         rest = {"dataProviders": 0, "attestors": 0, "treasury": 0}
         paid = {"payer": "0x" + "55" * 20, "model": bytes(32), "amount": amount, "contributors": amount}
@@ -241,8 +241,13 @@ def test_fees_count_two_checkpoints_later(world: World, tmp_path: Path):
     early.chain.mine(fee(1000))
     session = session_of(early, tmp_path)
     asyncio.run(session.sync())
-    # Paid before checkpoint 1: in epoch 3; between 1 and 2: in epoch 4; after 2: not yet in any.
-    assert recompute.fees_of(session) == [0, 0, 1, 110]
+    # Paid before checkpoint 1: in epoch 3; between 1 and 2: in epoch 4; after 2: in epoch 5.
+    assert recompute.fees_of(session) == (0, 0, 1)
+    for _ in range(2):
+        early.checkpoint()
+    asyncio.run(session.sync())
+    session.refresh()
+    assert recompute.fees_of(session) == (0, 0, 1, 110, 1000)
     session.index.close()
 
 

@@ -284,7 +284,7 @@ def params(*, common: CommonOptions = None) -> int:
 
     def human() -> list[Any]:
         attestors = [(row["attestor"], row["weight"]) for row in found["attestors"]]
-        rows = [*found["contracts"].items(), *found["constants"].items()]
+        rows = [*found["contracts"].items(), *_flat(found["constants"])]
         return [show.facts(rows), "", show.table(("ATTESTOR", "WEIGHT"), attestors)]
 
     show.emit(found, as_json=common.json, human=human)
