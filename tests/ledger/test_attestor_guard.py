@@ -147,9 +147,13 @@ def test_a_full_disk_signs_nothing(guards):
     guard.promise(DOMAIN, header())
     (pages,) = guard._db.execute("PRAGMA page_count").fetchone()
     guard._db.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(StorageError, match="full") as failed:
+
+    def fill() -> None:
         for epoch in range(2, 100):
             guard.promise(DOMAIN, header(epoch))
+
+    with pytest.raises(StorageError, match="full") as failed:
+        fill()
     assert failed.value.remedy
     guard._db.execute("PRAGMA max_page_count = 1000000")
     refused = next(epoch for epoch in range(2, 100) if guard.promised(DOMAIN, RUN, 0, epoch) is None)
