@@ -147,6 +147,21 @@ async def test_logs_of_another_block_than_the_header_are_never_kept(chain: FakeC
     assert index.last() is None
 
 
+@pytest.mark.parametrize("lie", [{"blockHash": "0x" + "ab" * 32}, {"removed": True}, {"blockNumber": hex(99)}])
+async def test_logs_of_another_node_behind_a_balancer_are_never_kept(
+    chain: FakeChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any]
+):
+    honest = chain._eth_getLogs
+    monkeypatch.setattr(chain, "_eth_getLogs", lambda criteria: [log | lie for log in honest(criteria)])
+    index = opened(tmp_path)
+    with pytest.raises(UnreachableError, match="changes faster"):
+        await Indexer(chain, index, INTERFACE).sync()
+    assert index.last() is None
+    monkeypatch.undo()
+    await Indexer(chain, index, INTERFACE).sync()
+    check_whole(index, chain)
+
+
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_any_history_ends_in_the_same_rows(data: st.DataObject):
