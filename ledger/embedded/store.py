@@ -181,10 +181,7 @@ class Store:
         )
         with self._said("read"):
             rows = self._db.execute(query, (*values, most)).fetchall()
-        return [
-            FoundLog(*row[:5], Log(row[5], tuple(topic for topic in row[7:] if topic is not None), row[6]))
-            for row in rows
-        ]
+        return [_found_log(*row) for row in rows]
 
     def load_state(self) -> State:
         """The state after the newest block."""
@@ -260,6 +257,20 @@ class Store:
             raise StorageError(
                 f"cannot {what} the chain in {self._path}: {error}", remedy="free disk space, or restore the file"
             ) from None
+
+
+def _found_log(
+    block: int,
+    block_hash: bytes,
+    timestamp: int,
+    tx_hash: bytes,
+    position: int,
+    address: bytes,
+    data: bytes,
+    *four: Any,
+) -> FoundLog:
+    topics = tuple(topic for topic in four if topic is not None)
+    return FoundLog(block, block_hash, timestamp, tx_hash, position, Log(address, topics, data))
 
 
 def _four(topics: tuple[bytes, ...]) -> tuple[bytes | None, ...]:
