@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ledger.embedded.blocks import Block
 from ledger.embedded.jsonrpc import RpcError, data, invalid, rejected
 from ledger.embedded.store import Store
 from ledger.embedded.views import log_view
@@ -38,13 +37,7 @@ def find_logs(store: Store, wanted: Any, number_of: Callable[[Any], int], head: 
     found = store.logs(first, last, addresses, topics, MOST_LOGS + 1)
     if len(found) > MOST_LOGS:
         raise RpcError(LIMIT_EXCEEDED, f"query returned more than {MOST_LOGS} results")
-    blocks: dict[int, Block] = {}
-    for entry in found:
-        if entry.block not in blocks:
-            block = store.block(entry.block)
-            assert block is not None
-            blocks[entry.block] = block
-    return [log_view(blocks[entry.block], entry.position, entry.log) for entry in found]
+    return [log_view(entry) for entry in found]
 
 
 def _alternatives(value: Any, size: int) -> list[bytes]:

@@ -25,7 +25,7 @@ KEPT_UNDOS = 4096
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) without rowid;
 create table if not exists block (
-    number integer primary key, hash blob not null unique, header blob not null,
+    number integer primary key, hash blob not null unique, timestamp integer not null, header blob not null,
     tx_hash blob unique, raw blob, receipt blob, undo blob not null);
 create table if not exists log (
     block integer not null, position integer not null, address blob not null,
@@ -68,6 +68,9 @@ class FoundLog:
     """A log with the block it is in; `position` counts within the block."""
 
     block: int
+    block_hash: bytes
+    timestamp: int
+    tx_hash: bytes
     position: int
     log: Log
 
@@ -93,10 +96,11 @@ class Store:
         header, transaction = block.header, block.transaction
         with self._transaction():
             self._db.execute(
-                "insert into block values (?, ?, ?, ?, ?, ?, ?)",
+                "insert into block values (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     header.number,
                     header.hash,
+                    header.timestamp,
                     header.encode(),
                     transaction.hash if transaction else None,
                     transaction.raw if transaction else None,
@@ -170,13 +174,14 @@ class Store:
         if topics:
             # A filter with n positions matches only logs that have as many topics.
             where.append(f"topic{len(topics) - 1} is not null")
-        query = f"select * from log where {' and '.join(where)} order by block, position limit ?"
+        columns = "block, hash, timestamp, tx_hash, position, address, data, topic0, topic1, topic2, topic3"
+        query = (
+            f"select {columns} from log join block on number = block "
+            f"where {' and '.join(where)} order by block, position limit ?"
+        )
         with self._said("read"):
             rows = self._db.execute(query, (*values, most)).fetchall()
-        return [
-            FoundLog(block, position, Log(address, tuple(topic for topic in four if topic is not None), data))
-            for block, position, address, *four, data in rows
-        ]
+        return [_found_log(*row) for row in rows]
 
     def load_state(self) -> State:
         """The state after the newest block."""
@@ -252,6 +257,20 @@ class Store:
             raise StorageError(
                 f"cannot {what} the chain in {self._path}: {error}", remedy="free disk space, or restore the file"
             ) from None
+
+
+def _found_log(
+    block: int,
+    block_hash: bytes,
+    timestamp: int,
+    tx_hash: bytes,
+    position: int,
+    address: bytes,
+    data: bytes,
+    *four: Any,
+) -> FoundLog:
+    topics = tuple(topic for topic in four if topic is not None)
+    return FoundLog(block, block_hash, timestamp, tx_hash, position, Log(address, topics, data))
 
 
 def _four(topics: tuple[bytes, ...]) -> tuple[bytes | None, ...]:

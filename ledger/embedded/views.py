@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ledger.embedded.blocks import COINBASE, EMPTY_LIST_HASH, EMPTY_TRIE_ROOT, ZERO_HASH, Block, bloom
-from ledger.embedded.engine import MOST_BLOCK_GAS, Log
+from ledger.embedded.engine import MOST_BLOCK_GAS
 from ledger.embedded.jsonrpc import data_hex, number_hex
+from ledger.embedded.store import FoundLog
 from ledger.embedded.transactions import DYNAMIC_FEE, LEGACY, Transaction
 
 
@@ -99,22 +100,29 @@ def receipt_view(block: Block) -> dict[str, Any]:
         "cumulativeGasUsed": number_hex(receipt.gas_used),
         "effectiveGasPrice": number_hex(receipt.price),
         "logsBloom": data_hex(bloom(receipt.logs)),
-        "logs": [log_view(block, position, log) for position, log in enumerate(receipt.logs)],
+        "logs": [
+            log_view(
+                FoundLog(
+                    block.header.number, block.header.hash, block.header.timestamp, transaction.hash, position, log
+                )
+            )
+            for position, log in enumerate(receipt.logs)
+        ],
     }
 
 
-def log_view(block: Block, position: int, log: Log) -> dict[str, Any]:
-    """A log with where it is; `position` counts within the block."""
-    assert block.transaction is not None
+def log_view(found: FoundLog) -> dict[str, Any]:
+    """A log with where it is."""
+    log = found.log
     return {
         "address": data_hex(log.address),
         "topics": [data_hex(topic) for topic in log.topics],
         "data": data_hex(log.data),
-        "blockHash": data_hex(block.header.hash),
-        "blockNumber": number_hex(block.header.number),
-        "blockTimestamp": number_hex(block.header.timestamp),
-        "transactionHash": data_hex(block.transaction.hash),
+        "blockHash": data_hex(found.block_hash),
+        "blockNumber": number_hex(found.block),
+        "blockTimestamp": number_hex(found.timestamp),
+        "transactionHash": data_hex(found.tx_hash),
         "transactionIndex": "0x0",
-        "logIndex": number_hex(position),
+        "logIndex": number_hex(found.position),
         "removed": False,
     }
