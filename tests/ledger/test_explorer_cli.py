@@ -238,7 +238,6 @@ def test_help_names_every_command(run: Run, capsys: pytest.CaptureFixture[str]):
     assert all(f" {name} " in text for name in named)
 
 
-
 def test_what_is_wrong_ends_with_one(run: Run, world: World, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(world.chain.views, ("CheckpointHub", "slot"), lambda epoch: (b"x" * 32, bytes(32), epoch, 0, 0))
     code, out, _ = run("verify", "1")
