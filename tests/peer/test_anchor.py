@@ -61,13 +61,12 @@ def checkpoints(peer: Peer) -> dict[int, dict[str, object]]:
     return {fields["epoch"]: fields for fields in peer.events.named("checkpoint")}
 
 
-@pytest.mark.parametrize("payers", [PEERS, 1])
-async def test_every_second_round_is_anchored_once_and_says_what_all_peers_hold(tmp_path: Path, payers: int):
+async def test_every_second_round_is_anchored_once_and_says_what_all_peers_hold(tmp_path: Path):
     manifest = anchored_manifest()
     attestors = {"0x" + key_address(identity(index).peer_id).hex(): 1 for index in range(PEERS)}
     async with (
         devnet(tmp_path / "net", "embedded", run_id=manifest.run_id, attestors=attestors) as net,
-        running(tmp_path, net, manifest, payers) as peers,
+        running(tmp_path, net, manifest, PEERS) as peers,
     ):
         failed = [peer.driver.failed for peer in peers]
         await until(lambda: all(max(checkpoints(peer), default=0) >= 2 for peer in peers), failed)
