@@ -270,7 +270,7 @@ def _found_log(
     *four: Any,
 ) -> FoundLog:
     topics = tuple(topic for topic in four if topic is not None)
-    return FoundLog(block, block_hash, time, tx_hash, position, Log(address, topics, data))
+    return FoundLog(block, block_hash, timestamp, tx_hash, position, Log(address, topics, data))
 
 
 def _four(topics: tuple[bytes, ...]) -> tuple[bytes | None, ...]:
