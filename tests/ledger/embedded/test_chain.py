@@ -232,6 +232,16 @@ def test_an_access_list_warms_and_is_paid_for(chain):
     assert chain.store.block(5).receipt.gas_used == plain
 
 
+def test_creations_without_a_tip_pay_nobody(chain):
+    """pyrevm credits the coinbase behind its journal's back; the next block must not see that."""
+    for nonce in range(3):
+        fees = {"maxPriorityFeePerGas": 0, "maxFeePerGas": chain.base_fee()}
+        chain.submit(signed(ALICE, nonce, data=init_code(COUNTER), **fees))
+        assert chain.state.account(COINBASE).balance == 0
+    chain.submit(signed(ALICE, 3, BOB.address, maxPriorityFeePerGas=1))
+    assert chain.state.account(COINBASE).balance == 21_000
+
+
 def test_a_base_fee_follows_the_gas_of_the_block_before(chain):
     before = chain.base_fee()
     chain.submit(signed(ALICE, 0, BOB.address))
