@@ -2,6 +2,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What the contracts are compiled and tested with, from npm by its lock file; users of the package need none of it.
+NODE_STAMP := ledger/contracts/node_modules/.lock
 # Two workers: several tests start processes of their own.
 WORKERS ?= 2
 # By itself first, so that pip settles on one build of it (CPU or CUDA, whichever its index offers).
@@ -44,7 +46,11 @@ lint: $(STAMP) ## style, format and import direction
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-tests: $(STAMP) ## the tests alone; one file: make tests ONLY=tests/dht/test_wire.py
+$(NODE_STAMP): $(STAMP) ledger/contracts/package-lock.json
+	$(BIN)/python -c "from ledger.build import install; install()"
+	@touch $@
+
+tests: $(STAMP) $(NODE_STAMP) ## the tests alone; one file: make tests ONLY=tests/dht/test_wire.py
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ONLY)
 
 format: $(STAMP) ## rewrite in the house style
