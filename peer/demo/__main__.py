@@ -120,6 +120,7 @@ def summary(tracker: Tracker, losses: Losses, kept: Mapping[str, bool], sample: 
         if tracker.death
         else None,
         "heldout_loss": asdict(losses),
+        "checkpoints": {str(epoch): root for epoch, root in sorted(tracker.checkpoints.items())},
         "peers": peers,
         "sample": sample,
         "seconds": round(seconds, 1),

@@ -11,10 +11,12 @@ from typing import Any
 
 from dht.errors import MurmurationError
 from dht.identity import Identity
+from ledger.chain.deployments import DEVNET_FILE
+from ledger.signatures import key_address
 from peer.corpus import Corpus
 from peer.demo.processes import Child, Swarm
 from peer.demo.tracker import MIDDLE_OF_A_ROUND, Death, Losses, Tracker
-from peer.manifest import Cohort, Deadlines, Manifest, Train
+from peer.manifest import Cohort, Deadlines, LedgerChoice, Manifest, Train
 
 Report = Callable[[str, Mapping[str, Any]], None]
 BATCH_SIZE = 8
@@ -25,6 +27,7 @@ KILL_IN_ROUND = 2
 STARTUP_SECONDS = 120.0
 SWARM_SECONDS = 600.0
 STOP_SECONDS = 5.0
+CHECKPOINT_ROUNDS = 3
 NICE = ("nice", "-n", "5")
 SCRIPT = "demo"
 """The name under which the script itself reports."""
@@ -64,6 +67,11 @@ class Plan:
         return self.folder / "text" / f"shard-{index}"
 
     @property
+    def ledger_file(self) -> Path:
+        """Where the run's contracts are."""
+        return self.home("chain") / DEVNET_FILE
+
+    @property
     def victim(self) -> str:
         """Who is killed: the last one, never the founder."""
         return self.names[-1]
@@ -91,6 +99,7 @@ def prepare(plan: Plan) -> Manifest:
         genesis_peers=plan.peers,
         train=Train(local_steps=plan.local_steps, tokens_per_round=tokens, warmup=10),
         cohort=Cohort(minimum=min(5, plan.peers - 1), target=max(8, plan.peers), deadlines=DEADLINES),
+        ledger=LedgerChoice(rounds_per_checkpoint=CHECKPOINT_ROUNDS),
     )
     plan.run_file.write_text(manifest.dumps())
     return manifest
@@ -116,14 +125,16 @@ class Demo:
         self._report = report
         self._dying: Death | None = None
         self._losses: list[float] = []
+        self._wallets: list[str] = []
 
     async def run(self) -> tuple[Losses, str]:
         """Play the script; returns the losses and a sample of text. Raises DemoError when the swarm fails."""
         plan = self.plan
         self._say("preparing", text="Python's standard library as training text, one shard per peer")
-        prepare(plan)
+        manifest = prepare(plan)
         async with self.swarm:
-            self._say("starting", text=f"starting a bootstrap, {plan.peers} peers, and one that trains alone")
+            self._say("starting", text=f"starting a chain, a bootstrap, {plan.peers} peers, and one that trains alone")
+            await self._chain(manifest)
             address = await self._bootstrap()
             for index in range(plan.peers):
                 await self._peer(index, address)
@@ -140,8 +151,41 @@ class Demo:
             self._say("back", peer=plan.victim, round=self.tracker.back_in)
             await self._until(self._all_left, "not every peer got to the last round")
             result = await self._judge()
+            await self._verify()
             await self.swarm.stop("bootstrap", STOP_SECONDS)
+            await self.swarm.stop("chain", STOP_SECONDS)
             return result
+
+    async def _chain(self, manifest: Manifest) -> None:
+        """Start a chain with the run's contracts, whose attestors are the founding peers, and a wallet for each."""
+        attestors = [f"--attestor={key_address(Identity.load(path).peer_id).hex()}" for path in self._keys()]
+        options = ("--data-dir", self.plan.home("chain"), "--port", 0, "--run-id", manifest.run_id.hex())
+        accounts = ("--accounts", max(5, self.plan.peers + 1))
+        command = ("devnet", "up", "--json", *options, *accounts, *attestors)
+        child = await self._module("chain", "ledger.explorer.cli", *command)
+        await self._until(lambda: "ready" in child.last, "the chain did not start", STARTUP_SECONDS)
+        ready = child.last["ready"]
+        self._wallets = [account["keystore"] for account in ready["accounts"]]
+        self._password.write_text(ready["password"])
+        self._say("chain", text=f"{ready['kind']} chain {ready['chain_id']} with the run's contracts")
+
+    def _keys(self) -> list[Path]:
+        return [self.plan.home(name) / "identity.key" for name in self.plan.names]
+
+    @property
+    def _password(self) -> Path:
+        return self.plan.folder / "password"
+
+    async def _verify(self) -> None:
+        """Recompute the last checkpoint from the founder's records and model, as anybody could."""
+        epoch = max(self.tracker.checkpoints, default=0)
+        if not epoch:
+            return
+        home = self.plan.home(self.plan.names[0])
+        where = ("--deployment", self.plan.ledger_file, "--run", self.plan.run_file, "--records", home)
+        index = ("--index", self.plan.folder / "explorer.sqlite")
+        await self._finish("verify", "ledger.explorer.cli", "verify", epoch, *where, *index)
+        self.tracker.verified = epoch
 
     async def _bootstrap(self) -> str:
         """Start run-bootstrap; returns its address."""
@@ -163,6 +207,9 @@ class Demo:
             "--threads": 1,
             "--seed": index,
             "--rounds": self.plan.rounds,
+            "--ledger": self.plan.ledger_file,
+            "--wallet": self._wallets[index + 1],
+            "--wallet-password-file": self._password,
         }
         return await self._module(name, "peer.cli", "--json", *(part for pair in options.items() for part in pair))
 

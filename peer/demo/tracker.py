@@ -33,6 +33,10 @@ class Tracker:
     ids: dict[str, str] = field(default_factory=dict)
     death: Death | None = None
     back_in: int | None = None
+    checkpoints: dict[int, str] = field(default_factory=dict)
+    """Model root by epoch, as the chain has it."""
+    verified: int | None = None
+    """The epoch whose checkpoint was recomputed and found right."""
     _tokens_before: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,6 +56,8 @@ class Tracker:
             self.snapshots[name] = replace(self.snapshots[name], tokens=0)
         elif kind == "ended":
             self.ended[name] = event["code"]
+        elif kind == "checkpoint":
+            self.checkpoints[int(event["epoch"])] = str(event["root"])
         elif kind == "caught_up":
             self.roots.setdefault(int(event["round"]), {})[name] = event["root"]
         elif kind == "round" and not event.get("void"):
@@ -114,4 +120,5 @@ def verdicts(tracker: Tracker, losses: Losses | None) -> dict[str, bool]:
         "killed in the middle of a round": tracker.death is not None,
         "came back": tracker.back_in is not None,
         "the loss fell": losses is not None and losses.swarm < losses.start,
+        "anchored, and recomputed": tracker.verified is not None,
     }

@@ -48,6 +48,8 @@ class View:
             self._say(self._turn(kind, event))
         elif kind in ("refused", "blamed") and not is_about_the_dead(str(event.get("reason"))):
             self._say_once(f"{name} {kind} {tail(event.get('peer'))}: {event.get('reason')}")
+        elif kind == "checkpoint":
+            self._say_once(f"checkpoint {event.get('epoch')} is on the chain: round {event.get('last_round')}")
         elif kind == "caught_up":
             self._say(f"{name} caught up to round {event.get('round')} with {megabytes(event.get('bytes'))}")
         elif kind == "round" and name == self.tracker.names[0] and not self.console.is_terminal:
