@@ -48,13 +48,22 @@ def played() -> Tracker:
     certify(made, 2, "b", names=("peer-1", "peer-2"), without="peer-3")
     made.take("peer-3", {"event": "started", "peer": "id-peer-3", "run": "r", "addresses": [], "round": 1})
     certify(made, 3, "c")
+    made.take("peer-1", {"event": "checkpoint", "epoch": 1, "last_round": 3, "root": "c"})
+    made.verified = 1
     return made
 
 
 def test_all_promises_kept() -> None:
     kept = verdicts(played(), LOSSES)
-    assert all(kept.values()) and len(kept) == 4
+    assert all(kept.values()) and len(kept) == 5
     assert played().back_in == 3
+
+
+def test_a_checkpoint_that_nobody_recomputed_is_not_enough() -> None:
+    made = played()
+    assert made.checkpoints == {1: "c"}
+    made.verified = None
+    assert not verdicts(made, LOSSES)["anchored, and recomputed"]
 
 
 def test_a_fork_in_any_round_is_seen() -> None:
@@ -117,6 +126,7 @@ def test_the_summary_is_json_with_everything() -> None:
     read = json.loads(text)
     assert read["ok"] and read["round"] == 3 and read["killed"]["back_in"] == 3
     assert {entry["root"] for entry in read["peers"].values()} == {"c"}
+    assert read["checkpoints"] == {"1": "c"}
 
 
 def test_without_a_terminal_each_round_is_a_line() -> None:
