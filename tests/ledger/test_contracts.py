@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from murky_tree import StandardMerkleTree
 from benchmarks.contracts import DAY, STRUCTS, UNIT, Key, RevertedError, Settings, signed
 from dht.identity import Identity
 from ledger.build import CONTRACTS
+from tests.ledger.contract_vectors import FILE, vectors
 from tests.ledger.evm import CHAIN_ID, Pyrevm
 
 ATTESTORS = [Key(f"attestor {i}") for i in range(4)]
@@ -139,3 +141,7 @@ def test_a_permit_spends_once(evm):
     assert evm.call("Token", "allowance", owner.address, spender) == 9
     with pytest.raises(RevertedError, match="ERC2612InvalidSigner"):
         evm.send("Token", "permit", owner.address, spender, 9, evm.time, *words)
+
+
+def test_what_is_signed_has_its_golden_bytes():
+    assert vectors() == json.loads(FILE.read_text())
