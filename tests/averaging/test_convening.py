@@ -319,3 +319,51 @@ def test_who_waits_for_a_convener_that_went_on_is_told_where_it_is():
     envelope = join_of(OTHERS[0])
     (answer,) = sent(host.receive_join(OTHERS[0], envelope, envelope.message()), Closed)
     assert answer == (OTHERS[0], moved(1))
+
+
+def seated(*joiners: Convening) -> dict[PeerId, Seating]:
+    """What a convener sends to everybody once these and all others have joined."""
+    host = machine(FIRST)
+    host.begin(0, 100)
+    actions = feed(host, rest(*(joiner._identity.peer_id for joiner in joiners)))
+    for joiner in joiners:
+        actions += host.receive_join(joiner._identity.peer_id, joiner._join, joiner._join.message())
+    return dict(sent(actions, Seating))
+
+
+def test_a_roster_that_comes_when_patience_is_over_is_taken_all_the_same():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    public = joiner.secrets.public()
+    seating = seated(joiner)[OTHERS[0]]
+    joiner.begin(1, 100)
+    assert joiner.secrets.public() != public
+    roster = joiner.receive_roster(seating)
+    assert roster is not None
+    assert (roster.attempt, joiner.attempt) == (0, 0)
+    assert joiner.secrets.public() == public, "its shares would be under keys that nobody knows"
+    assert joiner.receive_roster(seating) is None
+
+
+def test_the_convener_of_a_later_attempt_does_not_desert_it():
+    joiner = machine(SECOND)
+    joiner.begin(0, 100)
+    seating = seated(joiner)[SECOND]
+    joiner.begin(1, 100)
+    with pytest.raises(ProtocolError) as caught:
+        joiner.receive_roster(seating)
+    assert caught.value.refusal is Refusal.NOT_A_MEMBER
+    assert joiner.attempt == 1
+    assert joiner.roster is None
+
+
+def test_who_was_seated_does_not_go_back_to_an_earlier_attempt():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    seating = seated(joiner)[OTHERS[0]]
+    assert joiner.receive_roster(seating) is not None
+    joiner.begin(1, 100)
+    with pytest.raises(ProtocolError) as caught:
+        joiner.receive_roster(seating)
+    assert caught.value.refusal is Refusal.NOT_A_MEMBER
+    assert joiner.attempt == 1
