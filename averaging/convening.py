@@ -75,6 +75,7 @@ class Convening:
         self._missing: dict[PeerId, set[PeerId]] = {}
         self._signed: set[int] = set()
         self._seatings: dict[PeerId, Seating] = {}  # of the last roster that I signed
+        self._spreading = False  # others pass it on: who asks again will have it soon
         self._passed = b""  # the roster of which I passed other cohorts' parts on
         self._gone = set(gone)
         self.accused = set(accused)
@@ -182,7 +183,7 @@ class Convening:
         if convener(self.head, self.committee, join.attempt) != self._identity.peer_id:
             return [Send(sender, self._closed(NOT_CONVENER))]
         if self._joins.get(join.attempt, {}).get(sender) == envelope:
-            known = join.attempt in self._signed and sender in self._seatings
+            known = join.attempt in self._signed and sender in self._seatings and not self._spreading
             return [Send(sender, self._seal(self._seatings[sender]))] if known else []
         if sender in self.accused:
             return [Send(sender, self._closed(LAGGARD))]
@@ -267,6 +268,8 @@ class Convening:
 
     def timeout(self, key: TimerKey) -> list[Action]:
         """The window of the convener, or the patience of a joiner, is over."""
+        if key[0] == "seated":
+            self._spreading = False
         if key[2] != self.attempt or self.roster is not None:
             return []
         if key[0] == "join":
@@ -373,7 +376,9 @@ class Convening:
         others = [(members, seating.joins) for members, seating in seatings if members not in direct]
         to = [(peer, self._seatings[peer]) for members in direct for peer in members]
         to += [(peer, seating) for members, seating in spread(encode(roster), others) for peer in members[:RELAYS]]
-        return self._send_seatings(to)
+        self._spreading = bool(others)
+        wait = [SetTimer(self._key("seated"), self.params.deadlines.join)] if others else []
+        return [*wait, *self._send_seatings(to)]
 
     def pass_on(self, seating: Seating) -> list[Action]:
         """What the first members of a cohort do with the seating that reached them first: the others get it."""

@@ -10,6 +10,7 @@ from averaging.actions import Note, Send, SetTimer
 from averaging.convening import ANOTHER_HEAD, LAGGARD, MOVED, NOT_CONVENER, SIGNED, WAITING, Convening
 from averaging.guard import MemoryGuard
 from averaging.messages import Closed, Join, Seating
+from averaging.params import RunParams
 from averaging.roster import convener
 from dht.envelope import seal
 from dht.errors import ProtocolError, Refusal
@@ -25,9 +26,11 @@ FIRST, SECOND, THIRD = (convener(HEAD, COMMITTEE, k) for k in range(3))
 OTHERS = [peer for peer in COMMITTEE if peer not in (FIRST, SECOND, THIRD)]
 
 
-def machine(peer: PeerId, guard: MemoryGuard | None = None, gone=(), life: int = 0) -> Convening:
+def machine(
+    peer: PeerId, guard: MemoryGuard | None = None, gone=(), life: int = 0, params: RunParams = PARAMS
+) -> Convening:
     source = random.Random(f"{peer!r} {life}").randbytes
-    return Convening(PARAMS, KEYS[peer], 1, HEAD, COMMITTEE, guard or MemoryGuard(), source, gone)
+    return Convening(params, KEYS[peer], 1, HEAD, COMMITTEE, guard or MemoryGuard(), source, gone)
 
 
 def sent(actions, cls) -> list[tuple[PeerId, object]]:
@@ -367,3 +370,15 @@ def test_who_was_seated_does_not_go_back_to_an_earlier_attempt():
         joiner.receive_roster(seating)
     assert caught.value.refusal is Refusal.NOT_A_MEMBER
     assert joiner.attempt == 1
+
+
+@pytest.mark.parametrize(("target", "at_once"), [(64, 1), (4, 0)])
+def test_who_asks_again_while_others_pass_the_roster_on_is_not_answered_yet(target, at_once):
+    """All of a thousand repeat their Joins within seconds: answering would fill a home line for a minute."""
+    host = machine(FIRST, params=small_params(N, target=target))
+    host.begin(0, 100)
+    feed(host, rest())
+    again = join_of(OTHERS[0])
+    assert len(sent(host.receive_join(OTHERS[0], again, again.message()), Seating)) == at_once
+    host.timeout(("seated", 1, 0))
+    assert [to for to, _ in sent(host.receive_join(OTHERS[0], again, again.message()), Seating)] == [OTHERS[0]]
