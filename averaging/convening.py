@@ -34,6 +34,8 @@ _EARLY_STRANGERS = MAX_MEMBERS
 """Joins kept for a later attempt from peers outside the committee and the last sum."""
 _MAX_AHEAD = 64
 """Joins for attempts further ahead than this are not kept."""
+_FORMER = 2
+"""Attempts that I left unseated, of which I remember my keys: their rosters may still be on the way."""
 
 
 class Convening:
@@ -64,6 +66,7 @@ class Convening:
         self.secrets: MemberSecrets | None = None
         self.roster: CheckedRoster | None = None
         self._join: Envelope | None = None
+        self._former: dict[int, tuple[MemberSecrets, Envelope]] = {}
         self._patience = _PATIENCE
         self._indulgence = 0
         self._joins: dict[int, dict[PeerId, Envelope]] = {}
@@ -72,6 +75,7 @@ class Convening:
         self._missing: dict[PeerId, set[PeerId]] = {}
         self._signed: set[int] = set()
         self._seatings: dict[PeerId, Seating] = {}  # of the last roster that I signed
+        self._spreading = False  # others pass it on: who asks again will have it soon
         self._passed = b""  # the roster of which I passed other cohorts' parts on
         self._gone = set(gone)
         self.accused = set(accused)
@@ -96,6 +100,7 @@ class Convening:
         turns = range(attempt, attempt + len(self.committee))
         skipped = self._gone | self.accused
         able = (turn for turn in turns if convener(self.head, self.committee, turn) not in skipped)
+        self._remember()
         self.attempt, self.roster = next(able, attempt), None
         self.secrets = MemberSecrets.generate(self._urandom)
         public = self.secrets.public()
@@ -127,6 +132,13 @@ class Convening:
             window = SetTimer(self._key("join"), self.params.deadlines.join)
             return [*actions, window, *self._collect(to, self._join, join)]
         return [*actions, Send(to, self._join)]
+
+    def _remember(self) -> None:
+        """A roster may reach me when I have lost patience: the others in it would wait for my shares in vain."""
+        if self.roster is None and self.secrets is not None and self._join is not None:
+            self._former[self.attempt] = (self.secrets, self._join)
+            while len(self._former) > _FORMER:
+                del self._former[min(self._former)]
 
     @property
     def strangers(self) -> set[PeerId]:
@@ -171,7 +183,7 @@ class Convening:
         if convener(self.head, self.committee, join.attempt) != self._identity.peer_id:
             return [Send(sender, self._closed(NOT_CONVENER))]
         if self._joins.get(join.attempt, {}).get(sender) == envelope:
-            known = join.attempt in self._signed and sender in self._seatings
+            known = join.attempt in self._signed and sender in self._seatings and not self._spreading
             return [Send(sender, self._seal(self._seatings[sender]))] if known else []
         if sender in self.accused:
             return [Send(sender, self._closed(LAGGARD))]
@@ -187,13 +199,29 @@ class Convening:
         return [*self._collect(sender, envelope, join), *self._follow()]
 
     def receive_roster(self, seating: Seating) -> CheckedRoster | None:
-        """A convener's roster. Raises ProtocolError when it is refused; None when I have one for this attempt."""
-        if self._join is None or self.roster is not None:
+        """A convener's roster, of my attempt or of one that I left while it was on its way: that one I go back to.
+
+        Raises ProtocolError when it is refused; None when I am in one already.
+        """
+        if self._join is None or self.roster is not None or self.secrets is None:
             return None
-        if decode_as(Envelope, seating.roster).sender in self.accused:
+        sender = PeerId(decode_as(Envelope, seating.roster).sender)
+        if sender in self.accused:
             raise ProtocolError(Refusal.UNEXPECTED, "a roster by a proven liar")
-        self.roster = check_roster(seating, self.params, self.round, self.head, self.committee, self._join)
+        attempt = self._attempt_of(sender)
+        secrets, join = self._former.get(attempt, (self.secrets, self._join))
+        self.roster = check_roster(seating, self.params, self.round, self.head, self.committee, join)
+        self.attempt, self.secrets, self._join = attempt, secrets, join
+        self._former.clear()
         return self.roster
+
+    def _attempt_of(self, sender: PeerId) -> int:
+        """Which of my attempts a roster by this convener is for. Who joined with me I do not leave behind."""
+        present = self.convener()
+        if present in (sender, self._identity.peer_id):
+            return self.attempt
+        of = (turn for turn in self._former if convener(self.head, self.committee, turn) == sender)
+        return max(of, default=self.attempt)
 
     def receive_closed(self, sender: PeerId, message: Closed) -> list[Action]:
         """The convener's answer to my Join: keep waiting, or try a later attempt. Or where another member is."""
@@ -240,6 +268,8 @@ class Convening:
 
     def timeout(self, key: TimerKey) -> list[Action]:
         """The window of the convener, or the patience of a joiner, is over."""
+        if key[0] == "seated":
+            self._spreading = False
         if key[2] != self.attempt or self.roster is not None:
             return []
         if key[0] == "join":
@@ -346,7 +376,9 @@ class Convening:
         others = [(members, seating.joins) for members, seating in seatings if members not in direct]
         to = [(peer, self._seatings[peer]) for members in direct for peer in members]
         to += [(peer, seating) for members, seating in spread(encode(roster), others) for peer in members[:RELAYS]]
-        return self._send_seatings(to)
+        self._spreading = bool(others)
+        wait = [SetTimer(self._key("seated"), self.params.deadlines.join)] if others else []
+        return [*wait, *self._send_seatings(to)]
 
     def pass_on(self, seating: Seating) -> list[Action]:
         """What the first members of a cohort do with the seating that reached them first: the others get it."""

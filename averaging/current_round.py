@@ -175,7 +175,7 @@ class CurrentRound:
             return self._track(self._after_recovery(self.recovery.timeout(key)))
         if name.startswith("agree"):
             return self._track([*self.agreement.timeout(key), *self._after_agreement()])
-        if name in ("join", "roster"):
+        if name in ("join", "roster", "seated"):
             return self._track(self.convening.timeout(key) if self.convening else [])
         if name == "attests":
             return self._track(self._begin_to_agree())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from averaging.certificate import check_signatures, quorum
 from averaging.messages import Included, Inclusion, InclusionVote, Result
-from averaging.params import threshold
+from averaging.params import threshold, tolerated
 from averaging.roster import CheckedRoster
 from averaging.survivors import bits
 from dht.errors import ProtocolError, Refusal
@@ -119,14 +119,16 @@ class Results:
             self._close(cohort)
 
     def silent(self) -> list[PeerId]:
-        """Members that have said nothing while another one of their cohort has, and may be gone."""
-        begun = [(k, self._cohorts[k].said) for k in sorted(self._open) if self._cohorts[k].said]
-        return [
-            peer
-            for k, said in begun
-            for i, peer in enumerate(self._roster.cohort(k))
-            if i not in said and peer not in self._gone
-        ]
+        """Members that have said nothing and may be gone: all where somebody has spoken or is gone; of other cohorts as
+        many as it takes, since the roster may never have reached these.
+        """
+        asked: list[PeerId] = []
+        for k in sorted(self._open):
+            peers, said = self._roster.cohort(k), self._cohorts[k].said
+            waiting = [peer for i, peer in enumerate(peers) if i not in said and peer not in self._gone]
+            untouched = len(waiting) == len(peers)
+            asked += waiting[: tolerated(len(peers)) + 1] if untouched else waiting
+        return asked
 
     def _close(self, cohort: int) -> None:
         if self._over(cohort, self._cohorts[cohort]):

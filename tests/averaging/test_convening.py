@@ -10,6 +10,7 @@ from averaging.actions import Note, Send, SetTimer
 from averaging.convening import ANOTHER_HEAD, LAGGARD, MOVED, NOT_CONVENER, SIGNED, WAITING, Convening
 from averaging.guard import MemoryGuard
 from averaging.messages import Closed, Join, Seating
+from averaging.params import RunParams
 from averaging.roster import convener
 from dht.envelope import seal
 from dht.errors import ProtocolError, Refusal
@@ -25,9 +26,11 @@ FIRST, SECOND, THIRD = (convener(HEAD, COMMITTEE, k) for k in range(3))
 OTHERS = [peer for peer in COMMITTEE if peer not in (FIRST, SECOND, THIRD)]
 
 
-def machine(peer: PeerId, guard: MemoryGuard | None = None, gone=(), life: int = 0) -> Convening:
+def machine(
+    peer: PeerId, guard: MemoryGuard | None = None, gone=(), life: int = 0, params: RunParams = PARAMS
+) -> Convening:
     source = random.Random(f"{peer!r} {life}").randbytes
-    return Convening(PARAMS, KEYS[peer], 1, HEAD, COMMITTEE, guard or MemoryGuard(), source, gone)
+    return Convening(params, KEYS[peer], 1, HEAD, COMMITTEE, guard or MemoryGuard(), source, gone)
 
 
 def sent(actions, cls) -> list[tuple[PeerId, object]]:
@@ -319,3 +322,63 @@ def test_who_waits_for_a_convener_that_went_on_is_told_where_it_is():
     envelope = join_of(OTHERS[0])
     (answer,) = sent(host.receive_join(OTHERS[0], envelope, envelope.message()), Closed)
     assert answer == (OTHERS[0], moved(1))
+
+
+def seated(*joiners: Convening) -> dict[PeerId, Seating]:
+    """What a convener sends to everybody once these and all others have joined."""
+    host = machine(FIRST)
+    host.begin(0, 100)
+    actions = feed(host, rest(*(joiner._identity.peer_id for joiner in joiners)))
+    for joiner in joiners:
+        actions += host.receive_join(joiner._identity.peer_id, joiner._join, joiner._join.message())
+    return dict(sent(actions, Seating))
+
+
+def test_a_roster_that_comes_when_patience_is_over_is_taken_all_the_same():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    public = joiner.secrets.public()
+    seating = seated(joiner)[OTHERS[0]]
+    joiner.begin(1, 100)
+    assert joiner.secrets.public() != public
+    roster = joiner.receive_roster(seating)
+    assert roster is not None
+    assert (roster.attempt, joiner.attempt) == (0, 0)
+    assert joiner.secrets.public() == public, "its shares would be under keys that nobody knows"
+    assert joiner.receive_roster(seating) is None
+
+
+def test_the_convener_of_a_later_attempt_does_not_desert_it():
+    joiner = machine(SECOND)
+    joiner.begin(0, 100)
+    seating = seated(joiner)[SECOND]
+    joiner.begin(1, 100)
+    with pytest.raises(ProtocolError) as caught:
+        joiner.receive_roster(seating)
+    assert caught.value.refusal is Refusal.NOT_A_MEMBER
+    assert joiner.attempt == 1
+    assert joiner.roster is None
+
+
+def test_who_was_seated_does_not_go_back_to_an_earlier_attempt():
+    joiner = machine(OTHERS[0])
+    joiner.begin(0, 100)
+    seating = seated(joiner)[OTHERS[0]]
+    assert joiner.receive_roster(seating) is not None
+    joiner.begin(1, 100)
+    with pytest.raises(ProtocolError) as caught:
+        joiner.receive_roster(seating)
+    assert caught.value.refusal is Refusal.NOT_A_MEMBER
+    assert joiner.attempt == 1
+
+
+@pytest.mark.parametrize(("target", "at_once"), [(64, 1), (4, 0)])
+def test_who_asks_again_while_others_pass_the_roster_on_is_not_answered_yet(target, at_once):
+    """All of a thousand repeat their Joins within seconds: answering would fill a home line for a minute."""
+    host = machine(FIRST, params=small_params(N, target=target))
+    host.begin(0, 100)
+    feed(host, rest())
+    again = join_of(OTHERS[0])
+    assert len(sent(host.receive_join(OTHERS[0], again, again.message()), Seating)) == at_once
+    host.timeout(("seated", 1, 0))
+    assert [to for to, _ in sent(host.receive_join(OTHERS[0], again, again.message()), Seating)] == [OTHERS[0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -151,12 +151,19 @@ class Globe(Swarm):
 
     def deliver(self, sender: PeerId, to: PeerId, frame: bytes, *, bulk: bool = False) -> None:
         """Put a frame on the sender's line."""
-        lane, size, split = "control", len(frame) + 16.0, (1, 1)
+        lane, size, (up, down) = "control", len(frame) + 16.0, (1, 1)
         if bulk:
-            lane, size, split = "bulk", *self._bulk(sender, to, frame)
-        left, there = self.lines.carry(self.now, sender, to, size, lane, split)
-        life = self.peers[sender].life
-        self.at(there - self.now, partial(self._reach, sender, to, frame, bulk, life, left))
+            lane, (size, (up, down)) = "bulk", self._bulk(sender, to, frame)
+        left, first, last = self.lines.carry(self.now, sender, to, size, lane, up)
+        reach = partial(self._reach, sender, to, frame, bulk, self.peers[sender].life, left)
+        self.at(last - self.now, partial(self._land, to, first, size, lane, down, reach))
+
+    def _land(self, to: PeerId, first: float, size: float, lane: str, split: int, reach: Callable[[], None]) -> None:
+        there = self.lines.land(self.now, to, first, size, lane, split)
+        if there > self.now:
+            self.at(there - self.now, reach)
+        else:
+            reach()
 
     def _bulk(self, sender: PeerId, to: PeerId, frame: bytes) -> tuple[float, tuple[int, int]]:
         kind, index = frame[0], int.from_bytes(frame[_INDEX], "big")
@@ -239,9 +246,17 @@ class Globe(Swarm):
         if not chosen:
             self._later(peer, 0.5, lambda: self._call(peer, lambda p: p.fetch_failed(record.round)))
             return
-        part = self.model.state_bytes / len(chosen)
-        there = max(self.lines.carry(self.now, donor, peer.id, part, "state", (1, 1))[1] for donor in chosen)
-        self._later(peer, there - self.now, lambda: self._hold(peer, record))
+        part, missing = self.model.state_bytes / len(chosen), set(chosen)
+
+        def landed(donor: PeerId) -> None:
+            missing.discard(donor)
+            if not missing:
+                self._hold(peer, record)
+
+        for donor in chosen:
+            _, first, last = self.lines.carry(self.now, donor, peer.id, part, "state")
+            done = partial(self._later, peer, 0.0, partial(landed, donor))
+            self._later(peer, last - self.now, partial(self._land, peer.id, first, part, "state", 1, done))
 
     def _decided(self, peer: Peer, record: Record) -> None:
         super()._decided(peer, record)

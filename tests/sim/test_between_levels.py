@@ -9,8 +9,10 @@ import pytest
 from averaging.across import Across
 from averaging.actions import Send
 from averaging.bulk import BulkKind, parse
-from averaging.messages import Result, Wanted
+from averaging.messages import Result, Seating, Wanted
+from averaging.params import COORDINATORS
 from averaging.record import Record
+from averaging.roster import cut, open_roster, ranking
 from dht.envelope import Envelope
 from dht.identity import PeerId
 from dht.wire import decode_as, message_type
@@ -20,6 +22,7 @@ from tests.sim.swarm import Peer
 
 PEERS, TARGET = 18, 6
 RESULT = message_type(Result).tag
+SEATING = message_type(Seating).tag
 
 
 @pytest.fixture(autouse=True)
@@ -259,3 +262,44 @@ def test_who_is_asked_for_a_total_that_it_lacks_asks_the_head_even_if_it_trusts_
     assert asks(stranger) == []
     assert asks(mate) == [mine._head(chunk)]
     assert asks(mate) == []  # it has been asked
+
+
+def test_a_cohort_that_no_roster_reached_holds_nobody_up():
+    """Its members answer a coordinator's Ping with a Knock, and the others' sum does not wait for their deadline."""
+    swarm = FaultSwarm(30, 7, target=TARGET, minimum=4, audit_share=0.0)
+    swarm.start()
+    assert swarm.run(lambda: swarm.reached(1), 120)
+    round_, began = swarm.height() + 1, swarm.now
+    deaf: set[PeerId] = set()
+    lost = 0
+
+    def tamper(sender: PeerId, to: PeerId, frame: bytes) -> bytes | None:
+        nonlocal lost
+        if frame[0] != 1 or (envelope := decode_as(Envelope, frame)).body[0] != SEATING or envelope.round != round_:
+            return frame
+        if not deaf:
+            deaf.update(_without_coordinators(swarm, decode_as(Seating, envelope.body), sender))
+        lost += to in deaf
+        return None if to in deaf else frame
+
+    swarm.tamper = tamper
+    assert swarm.run(lambda: swarm.height() >= round_, 200)
+    assert lost >= TARGET
+    (record,) = swarm.records[round_].values()
+    assert not record.void
+    assert len(record.left_out) == 1
+    assert {PeerId(s.peer) for s in record.survivors} == set(swarm.order) - deaf
+    assert swarm.now - began < swarm.params.deadlines.included(TARGET) / 2
+    swarm.check()
+
+
+def _without_coordinators(swarm: FaultSwarm, seating: Seating, sender: PeerId) -> tuple[PeerId, ...]:
+    """The members of a cohort that neither convenes nor settles which cohorts are included."""
+    participant = swarm.peers[sender].participant
+    assert participant is not None and participant.current is not None and participant.chain is not None
+    current = participant.current
+    opened = open_roster(seating.roster, swarm.params, current.number, participant.chain.beacon, current.committee)
+    everybody = opened[2]
+    first = set(ranking(participant.chain.beacon, current.committee)[:COORDINATORS])
+    cohorts = [everybody[part.start : part.stop] for part in cut(len(everybody), TARGET, 4)]
+    return next(peers for peers in cohorts if not first & set(peers))

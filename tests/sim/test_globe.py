@@ -90,13 +90,27 @@ def test_frames_take_the_time_of_their_line_and_queue_behind_each_other():
     homes = {a: home(1), other: home(2)}
     lines = Lines(homes, 5)
     size = homes[a].up  # a second of its line
-    left, there = lines.carry(10.0, a, other, size, "bulk", (1, 1))
+    left, first, last = lines.carry(10.0, a, other, size, "bulk")
     assert left == pytest.approx(11.0)
-    assert there >= 11.0 + distance(homes[a], homes[other])
-    assert lines.carry(10.0, a, other, size, "bulk", (1, 1))[0] == pytest.approx(12.0)
-    assert lines.carry(10.0, a, other, size, "control", (1, 1))[0] == pytest.approx(11.0)
-    assert lines.carry(10.0, a, other, size, "bulk", (4, 1))[0] == pytest.approx(12.25)
+    assert first >= 10.0 + distance(homes[a], homes[other])
+    assert last == pytest.approx(first + 1.0)
+    assert lines.carry(10.0, a, other, size, "bulk")[0] == pytest.approx(12.0)
+    assert lines.carry(10.0, a, other, size, "control")[0] == pytest.approx(11.0)
+    assert lines.carry(10.0, a, other, size, "bulk", 4)[0] == pytest.approx(12.25)
     assert lines.sent["bulk"] == 3 * size
+
+
+def test_frames_that_come_together_share_the_receivers_line_and_slow_ones_do_not_keep_it_from_others():
+    slow, quick, there = (Identity(digest("globe", bytes([k]))).peer_id for k in range(3))
+    lines = Lines({slow: home(1), quick: home(2), there: home(3)}, 5)
+    size = lines.homes[there].down  # a second of its line
+    assert lines.land(20.0, there, 10.0, size, "bulk") == 20.0, "it came in ten seconds, as fast as it was sent"
+    assert lines.land(20.0, there, 19.5, size, "bulk") == pytest.approx(21.0)
+    assert lines.land(20.1, there, 20.0, size, "control") == pytest.approx(21.0)
+    early = Lines(lines.homes, 5)
+    _, _, last = early.carry(0.0, slow, there, 60 * early.homes[slow].up, "control")
+    assert last > 60.0
+    assert early.land(1.0, there, 0.9, 100.0, "control") == pytest.approx(1.0, abs=1e-3)
 
 
 def test_short_chunks_are_counted_as_those_of_the_model():

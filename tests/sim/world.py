@@ -140,19 +140,25 @@ class Lines:
         return known * (1.0 + 0.2 * self._chance.random())
 
     def carry(
-        self, now: float, a: PeerId, b: PeerId, size: float, lane: str, split: tuple[int, int]
-    ) -> tuple[float, float]:
-        """(when the sender's line is done with a frame, when it has arrived). `split`: parts that the ends' lines are
-        one of, up and down."""
+        self, now: float, a: PeerId, b: PeerId, size: float, lane: str, split: float = 1
+    ) -> tuple[float, float, float]:
+        """When the sender's line is done with a frame, and when its first and its last byte are at the other's line.
+
+        `split`: lines like `a`'s over which it goes.
+        """
         self.sent[lane] += size
         first = max(now, self._free.get((a, f"up {lane}"), 0.0))
-        left = first + size / self.homes[a].up / split[0]
+        left = first + size / self.homes[a].up / split
         self._free[a, f"up {lane}"] = left
         latency = self.latency(a, b)
-        begun = max(first + latency, self._free.get((b, f"down {lane}"), 0.0))
-        there = max(left + latency, begun + size / self.homes[b].down / split[1])
-        self._free[b, f"down {lane}"] = there
-        return left, there
+        return left, first + latency, left + latency
+
+    def land(self, now: float, b: PeerId, first: float, size: float, lane: str, split: float = 1) -> float:
+        """When a frame whose last byte is at the receiver's line by now is through. Frames queue in the order in which
+        they come: what a slow line sends for a minute does not keep others out for so long."""
+        begun = max(first, self._free.get((b, f"down {lane}"), 0.0))
+        there = self._free[b, f"down {lane}"] = max(now, begun + size / self.homes[b].down / split)
+        return there
 
     def idle_at(self, peer: PeerId, lane: str) -> float:
         """When all that a peer has handed over so far will have left it."""
