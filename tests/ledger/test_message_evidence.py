@@ -172,6 +172,53 @@ def test_other_kinds_of_messages_are_not_judged_here(evm):
         report(evm, one, other)
 
 
+def vote(survivors: bytes, tail: bytes = b"") -> bytes:
+    """A vote's frame around the bytes of one number."""
+    head, rest = encode(replace(VOTE, survivors=1)).split(b"\xa9survivors\x01")
+    return head + b"\xa9survivors" + survivors + rest + tail
+
+
+def uneven(chunks: int, hashes: int) -> bytes:
+    """A list of sums whose two halves have other lengths."""
+    return encode(SumHashes(SID, tuple(range(120, 120 + chunks)), (bytes(32),) * hashes))
+
+
+MALFORMED = {
+    "one byte where none is needed": vote(b"\xcc\x7f"),
+    "two bytes where one will do": vote(b"\xcd\x00\xff"),
+    "four bytes where two will do": vote(b"\xce\x00\x00\xff\xff"),
+    "eight bytes where four will do": vote(b"\xcf" + bytes(4) + b"\xff" * 4),
+    "a negative number": vote(b"\xff"),
+    "a number that ends too early": vote(b"\xcf\xff")[:60],
+    "no number": vote(b"\xc0"),
+    "something behind the end": vote(b"\x02", tail=b"\xc0"),
+    "a frame without a message": b"\x19",
+    "fewer hashes than chunks": uneven(3, 2),
+    "fewer chunks than hashes": uneven(2, 3),
+    "a list in a longer form": encode(SumHashes(SID, (120,), (SID,))).replace(b"chunks\x91", b"chunks\xdc\x00\x01"),
+    "a roster without seats": encode(replace(ROSTER, seats=SEATS[:1])).split(b"seats")[0] + b"seats\x90",
+    "an attempt above its bound": encode(ROSTER).replace(b"attempt\x02", b"attempt\xcf" + b"\x01" * 8),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_no_honest_peer_would_sign_is_malformed_and_costs_nothing(evm, name):
+    broken = forged(MALFORMED[name])
+    whole = sealed({0x19: VOTE, 0x12: ROSTER, 0x1B: SUMS}[broken.body[0]])
+    assert not judged(whole, broken)
+    for pair in ((whole, broken), (broken, whole)):
+        with pytest.raises(RevertedError, match="Malformed"):
+            report(evm, *pair)
+    assert stake(evm) == 100 * UNIT
+
+
+@pytest.mark.parametrize("number", [0, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 2**32 - 1, 2**32, 2**64 - 1])
+def test_numbers_of_every_width_are_read(evm, number):
+    one, other = sealed(replace(VOTE, survivors=number)), sealed(replace(VOTE, survivors=number, reducers=9))
+    report(evm, one, other)
+    assert stake(evm) == 50 * UNIT
+
+
 def accepted(evm: Pyrevm, one: Envelope, other: Envelope) -> bool:
     """Whether the pair would be punished; whoever reports it may name either first."""
     answers = set()
