@@ -60,7 +60,7 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
         out, err = process.communicate()
     assert process.returncode == 0, err
     told = json.loads(out)
-    assert told["ok"] and all(told["promises"].values()) and len(told["promises"]) == 4
+    assert told["ok"] and all(told["promises"].values()) and len(told["promises"]) == 5
     assert told["killed"]["peer"] == "peer-4" and told["killed"]["step"] in ("upload", "survivors")
     assert told["killed"]["round"] < told["killed"]["back_in"] <= told["round"] == 18
     assert len({peer["root"] for peer in told["peers"].values()}) == 1
@@ -75,7 +75,7 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     ("moment", "number"),
     [
         ("training text", signal.SIGINT),
-        ("starting a bootstrap", signal.SIGINT),
+        ("starting a chain", signal.SIGINT),
         ("round 1 ", signal.SIGINT),
         ("round 1 ", signal.SIGKILL),
     ],
