@@ -12,13 +12,12 @@ can make it.
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
 from dht.errors import ProtocolError, Refusal, StorageError
+from dht.promises import PromiseFile
 
 Kind = Literal["a", "b"]
 
@@ -85,45 +84,12 @@ class Guard(Protocol):
         ...
 
 
-class SqliteGuard:
+class SqliteGuard(PromiseFile):
     """A guard in one SQLite file. May be called from several threads and processes."""
 
     def __init__(self, path: Path | str) -> None:
         """Open or create the file. Raises StorageError."""
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot open the guard {path}: {error}", remedy="check disk space and owner") from error
-
-    def close(self) -> None:
-        """Close the file; the guard cannot be used any more."""
-        self._db.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_db"):
-            self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commit on leaving, roll back on any error. SQLite's own errors become StorageError."""
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException as error:
-                with suppress(sqlite3.Error):  # a full disk may have rolled back already
-                    self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise StorageError(
-                        f"the guard could not write its promise: {error}",
-                        remedy="free disk space; nothing was released",
-                    ) from error
-                raise
+        super().__init__(path, _SCHEMA, "the guard", "nothing was released")
 
     def vote(self, sid: bytes, digest: bytes) -> None:
         """See `Guard.vote`."""

@@ -8,8 +8,6 @@ identity multihash of the public key, so a signature is checked against the peer
 
 from __future__ import annotations
 
-import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import coincurve
 from coincurve.ecdsa import cdata_to_der, deserialize_compact
 
 from dht.errors import IdentityError, ProtocolError, Refusal
+from dht.files import create
 from dht.wire import PEER_ID_BYTES
 
 _PRIVATE_HEADER = bytes([0x08, 0x02, 0x12, 0x20])  # field 1: type 2 (Secp256k1); field 2: 32 bytes
@@ -107,7 +106,7 @@ class Identity:
         identity = cls.generate()
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _create(path, identity.protobuf())
+            create(path, identity.protobuf())
         except FileExistsError:
             return cls.load(path)
         except OSError as error:
@@ -125,19 +124,6 @@ class Identity:
     def sign_recoverable(self, digest: bytes) -> bytes:
         """The same signature and its recovery id (0 or 1), 65 bytes: contracts know a signer by its address only."""
         return self._key.sign_recoverable(digest, hasher=None)
-
-
-def _create(path: Path, data: bytes) -> None:
-    # A link appears whole or not at all and never replaces a file, whoever else is creating one; mkstemp gives 0600.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    finally:
-        os.unlink(temporary)
 
 
 def verify(peer: PeerId, digest: bytes, signature: bytes) -> bool:

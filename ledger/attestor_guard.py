@@ -11,12 +11,11 @@ and written in one immediate transaction, so of two processes on one file only o
 from __future__ import annotations
 
 import sqlite3
-import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from dht.errors import ProtocolError, Refusal, StorageError
+from dht.promises import PromiseFile
 from ledger.checkpoint import Checkpoint
 from ledger.eip712 import Domain
 
@@ -50,46 +49,19 @@ class AttestorGuard(Protocol):
         ...
 
 
-class SqliteAttestorGuard:
+class SqliteAttestorGuard(PromiseFile):
     """A guard in one SQLite file. May be called from several threads and processes. Nothing is ever forgotten."""
 
     def __init__(self, path: Path | str) -> None:
         """Open or create the file. Raises StorageError."""
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise StorageError(
-                f"cannot open the attestor's guard {path}: {error}", remedy="check disk space and owner"
-            ) from error
-
-    def close(self) -> None:
-        """Close the file; the guard cannot be used any more."""
-        self._db.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_db"):
-            self._db.close()
+        super().__init__(path, _SCHEMA, "the attestor's guard", "nothing was signed")
 
     def promise(self, domain: Domain, header: Checkpoint) -> bytes:
         """See `AttestorGuard.promise`."""
         digest = header.digest(domain)
         place = _place(domain, header.run, header.fork_nonce, header.epoch)
-        with self._lock:
-            try:
-                kept = self._keep(place, digest, header.encode())
-            except BaseException as error:
-                with suppress(sqlite3.Error):  # a full disk may have rolled back already
-                    self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise StorageError(
-                        f"the attestor's guard could not write its promise: {error}",
-                        remedy="free disk space; nothing was signed",
-                    ) from error
-                raise
+        with self._transaction():
+            kept = self._keep(place, digest, header.encode())
         if kept != digest:
             raise AlreadySignedError(
                 f"another checkpoint of epoch {header.epoch}, fork nonce {header.fork_nonce} was signed here"
@@ -97,13 +69,11 @@ class SqliteAttestorGuard:
         return digest
 
     def _keep(self, place: tuple[bytes, ...], digest: bytes, header: bytes) -> bytes:
-        """The digest that a place has for ever: this one if it had none. Durable when it returns."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """The digest that a place has for ever: this one if it had none."""
         query = "SELECT digest FROM promise WHERE domain = ? AND run = ? AND fork_nonce = ? AND epoch = ?"
         row = self._db.execute(query, place).fetchone()
         if row is None:
             self._db.execute("INSERT INTO promise VALUES (?, ?, ?, ?, ?, ?)", (*place, digest, header))
-        self._db.execute("COMMIT")
         return digest if row is None else bytes(row[0])
 
     def promised(self, domain: Domain, run: bytes, fork_nonce: int, epoch: int) -> Checkpoint | None:

@@ -182,7 +182,7 @@ def test_an_interrupted_promise_leaves_no_transaction_open(guards, monkeypatch):
     guard = guards()
 
     def interrupted(place, digest, encoded):
-        guard._db.execute("BEGIN IMMEDIATE")
+        assert guard._db.in_transaction
         raise KeyboardInterrupt
 
     monkeypatch.setattr(guard, "_keep", interrupted)
