@@ -103,10 +103,11 @@ contract CheckpointHub is EIP712 {
     }
 
     /// @notice Remove `epoch` and all later ones, none of which is active. The next ones sign another fork nonce, so that
-    /// to sign an epoch again after an agreed rollback is no equivocation.
+    /// to sign an epoch again after an agreed rollback is no equivocation. `epoch` may be the next one, too: nothing goes,
+    /// but attestors whose signatures for it are divided among headers, none with a quorum, can sign it anew.
     function rollback(uint64 epoch, uint64 bitmap, bytes32[] calldata rvs) external {
         Head memory top = _head;
-        if (epoch == 0 || epoch > top.epoch) revert WrongEpoch(top.epoch);
+        if (epoch == 0 || epoch > uint64(top.epoch) + 1) revert WrongEpoch(uint64(top.epoch) + 1);
         if (isActive(epoch)) revert AlreadyActive(epoch);
         bytes32 hash = keccak256(abi.encode(CheckpointHash.ROLLBACK, runId, uint64(top.forkNonce), epoch));
         _requireQuorum(top.attestors, _hashTypedDataV4(hash), bitmap, rvs);

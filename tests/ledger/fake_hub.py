@@ -66,7 +66,7 @@ class Hub:
 
     def rollback(self, epoch: int, now: float) -> Hub:
         """`CheckpointHub.rollback`, with the quorum that it takes. Raises RevertedError when the epoch is active."""
-        if not self.active(now) < epoch <= len(self.checkpoints):
+        if not self.active(now) < epoch <= len(self.checkpoints) + 1:
             raise RevertedError("active, or not there")
         return replace(self, checkpoints=self.checkpoints[: epoch - 1], fork_nonce=self.fork_nonce + 1)
 

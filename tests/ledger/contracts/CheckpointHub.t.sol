@@ -182,10 +182,29 @@ contract CheckpointHubTest is World {
         bytes32[] memory rvs = new bytes32[](0);
         vm.expectRevert(abi.encodeWithSelector(CheckpointHub.AlreadyActive.selector, 1));
         hub.rollback(1, 0, rvs);
-        vm.expectRevert(abi.encodeWithSelector(CheckpointHub.WrongEpoch.selector, 1));
-        hub.rollback(2, 0, rvs);
-        vm.expectRevert(abi.encodeWithSelector(CheckpointHub.WrongEpoch.selector, 1));
+        vm.expectRevert(abi.encodeWithSelector(CheckpointHub.WrongEpoch.selector, 2));
+        hub.rollback(3, 0, rvs);
+        vm.expectRevert(abi.encodeWithSelector(CheckpointHub.WrongEpoch.selector, 2));
         hub.rollback(0, 0, rvs);
+    }
+
+    function test_rollback_of_the_next_epoch_removes_nothing_and_moves_the_fork() public {
+        _rollback(1);
+        (uint64 epoch,,, uint64 fork) = hub.head();
+        check(epoch == 0 && fork == 1, "before the first");
+        for (uint256 i = 0; i < 70; ++i) {
+            _propose(_next());
+            vm.warp(block.timestamp + WINDOW);
+        }
+        Checkpoint memory divided = _next();
+        (, bytes32 before,,) = hub.head();
+        _rollback(71);
+        bytes32 hash;
+        (epoch, hash,, fork) = hub.head();
+        check(epoch == 70 && hash == before && fork == 2, "the head stays");
+        for (uint64 kept = 7; kept <= 70; ++kept) check(hub.isActive(kept), "a checkpoint is gone");
+        _refuse(divided, abi.encodeWithSelector(CheckpointHub.WrongFork.selector, 2));
+        _propose(_next());
     }
 
     function test_rollback_takes_a_quorum_of_this_fork() public {

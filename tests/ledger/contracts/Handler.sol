@@ -21,6 +21,7 @@ contract Handler is World {
     address[] public keys;
     mapping(uint64 epoch => bytes32) public hashOf;
     mapping(uint64 epoch => uint128) public promiseOf;
+    mapping(uint64 => uint256) public proposedAt;
     mapping(uint64 epoch => uint256[4]) private _leaves;
     mapping(address account => uint256) public paid;
     uint256[4] private _earned;
@@ -150,14 +151,14 @@ contract Handler is World {
             header.tallyRoot = _root(header.epoch);
             _propose(header);
             (hashOf[header.epoch], promiseOf[header.epoch], headEpoch) = (_hash(header), uint128(sum), header.epoch);
+            proposedAt[header.epoch] = block.timestamp;
             ++did["propose"];
         }
     }
 
     function rollback(uint8 back) external {
         (uint64 head,,,) = hub.head();
-        if (head == 0) return;
-        uint64 epoch = head - uint64(back % (head < 10 ? head : 10));
+        uint64 epoch = head + 1 - uint64(back % (head < 10 ? head + 1 : 11)); // the next one, too
         if (hub.isActive(epoch)) return;
         _rollback(epoch);
         headEpoch = epoch - 1;
