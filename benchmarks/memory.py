@@ -102,7 +102,7 @@ async def measure(model: Model, peers: int, rounds: int, folder: Path) -> dict[s
     )
     (folder / "run.toml").write_text(manifest.dumps())
     finished: dict[str, Mapping[str, Any]] = {}
-    swarm = Swarm(lambda name, event: _note(finished, name, event), child_environment(), folder)
+    swarm = Swarm(lambda name, event: _note(finished, name, event), child_environment(folder), folder)
     async with swarm:
         watcher = Watcher(swarm)
         watching = asyncio.create_task(watcher.run())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PASSWORD = "devnet"
 ACCOUNTS = 10
+WINDOW = 60
+"""Seconds in which a quorum may roll a checkpoint back."""
 ETHER = 10**18
 _SCRYPT_ROUNDS = 4096  # the password is public anyway
 
@@ -63,8 +65,12 @@ async def devnet(
     run_id: bytes | None = None,
     attestors: Mapping[str, int] | None = None,
     accounts: int = ACCOUNTS,
+    window: int = WINDOW,
+    dev: bool = True,
 ) -> AsyncIterator[Devnet]:
     """Start the chain, deploy what is missing, yield. `attestors`: weight by key address, else the first four accounts.
+
+    `dev`: whether callers may move the embedded chain's time and history.
 
     Raises what `ledger.chain.choose.chain` and `ledger.chain.deploy.deploy` do.
     """
@@ -76,29 +82,21 @@ async def devnet(
     wallets, keystores = open_accounts(folder / "accounts", accounts)
     alloc = {bytes.fromhex(wallet.address[2:]): 10_000 * ETHER for wallet in wallets}
     async with (
-        chain(kind, folder / "chain", port=port, alloc=alloc, dev=True) as running,
+        chain(kind, folder / "chain", port=port, alloc=alloc, dev=dev) as running,
         RpcPool(running.urls, CHAIN_ID) as rpc,
     ):
-        terms = _terms(wallets, run_id or _known_run(file), attestors)
+        terms = _terms(wallets, run_id or _known_run(file), attestors, window)
         deployment = await _deploy(rpc, wallets[0], folder / "deployer", terms)
         deployment.save(file)
         yield Devnet(running.kind, deployment, keystores, file)
 
 
 async def up(
-    folder: Path,
-    kind: Kind = "auto",
-    port: int = 0,
-    *,
-    on_ready: Callable[[Devnet], None],
-    stop: asyncio.Event,
-    run_id: bytes | None = None,
-    attestors: Mapping[str, int] | None = None,
-    accounts: int = ACCOUNTS,
+    network: AbstractAsyncContextManager[Devnet], *, on_ready: Callable[[Devnet], None], stop: asyncio.Event
 ) -> int:
     """Run a devnet until `stop` is set; `on_ready` is called once, when it can be used."""
-    async with devnet(folder, kind, port, run_id=run_id, attestors=attestors, accounts=accounts) as network:
-        on_ready(network)
+    async with network as running:
+        on_ready(running)
         await stop.wait()
     return 0
 
@@ -121,7 +119,7 @@ def open_accounts(folder: Path, count: int) -> tuple[list[Wallet], dict[str, Pat
     return wallets, keystores
 
 
-def _terms(wallets: Sequence[Wallet], run_id: bytes, attestors: Mapping[str, int] | None) -> Terms:
+def _terms(wallets: Sequence[Wallet], run_id: bytes, attestors: Mapping[str, int] | None, window: int) -> Terms:
     from ledger.chain.deploy import UNIT, Terms
 
     return Terms(
@@ -130,7 +128,7 @@ def _terms(wallets: Sequence[Wallet], run_id: bytes, attestors: Mapping[str, int
         treasury=wallets[-1].address,
         data_providers=wallets[-1].address,
         genesis={wallet.address: 100_000 * UNIT for wallet in wallets},
-        window=60,
+        window=window,
         min_interval=1,
     )
 
@@ -168,6 +166,9 @@ def up_command(
         tuple[str, ...], Parameter(help="Key address that attests; again for more. Default: four accounts.")
     ] = (),
     accounts: Annotated[int, Parameter(help="Funded accounts.")] = ACCOUNTS,
+    window: Annotated[
+        int, Parameter(help="Seconds in which a checkpoint may be rolled back; fixed at first.")
+    ] = WINDOW,
     json: Annotated[bool, Parameter(negative="", help="One JSON object per line on stdout.")] = False,
 ) -> int:
     """Start a chain with the contracts and funded accounts; run until Ctrl-C."""
@@ -178,15 +179,22 @@ def up_command(
         raise ConfigError("a devnet runs its own chain", remedy="--chain auto, anvil or embedded")
     if not 5 <= accounts <= 100:
         raise ConfigError(f"--accounts {accounts} is too few or too many", remedy="5 to 100")
+    if not 0 <= window <= WINDOW:
+        raise ConfigError(f"--window {window} is too short or too long", remedy=f"0 to {WINDOW} seconds")
     place = folder or user_data_path("murmuration", appauthor=False) / "chain"
-    run = _hex(run_id, 32, "--run-id") if run_id else None
-    weights = {"0x" + _hex(key, 20, "--attestor").hex(): 1 for key in attestor} or None
+    run, weights = contract_terms(run_id, attestor)
 
     def work(stop: asyncio.Event) -> Awaitable[int]:
-        ready = _print_json if json else _print
-        return up(place, chain, port, on_ready=ready, stop=stop, run_id=run, attestors=weights, accounts=accounts)
+        network = devnet(place, chain, port, run_id=run, attestors=weights, accounts=accounts, window=window)
+        return up(network, on_ready=_print_json if json else _print, stop=stop)
 
     return asyncio.run(until_stopped(work))
+
+
+def contract_terms(run_id: str, attestors: Sequence[str]) -> tuple[bytes | None, dict[str, int] | None]:
+    """Run id and weight by key address (1 each) from flags; None for what was not given. Raises ConfigError."""
+    run = _hex(run_id, 32, "--run-id") if run_id else None
+    return run, {"0x" + _hex(key, 20, "--attestor").hex(): 1 for key in attestors} or None
 
 
 def _hex(text: str, size: int, name: str) -> bytes:

@@ -121,6 +121,8 @@ def summary(tracker: Tracker, losses: Losses, kept: Mapping[str, bool], sample: 
         else None,
         "heldout_loss": asdict(losses),
         "checkpoints": {str(epoch): root for epoch, root in sorted(tracker.checkpoints.items())},
+        "claimed": str(tracker.claimed),
+        "slashed": str(tracker.slashed),
         "peers": peers,
         "sample": sample,
         "seconds": round(seconds, 1),

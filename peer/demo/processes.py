@@ -39,6 +39,8 @@ class Child:
     log: Path
     process: asyncio.subprocess.Process
     last: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    output: list[str] = field(default_factory=list)
+    """Lines on its stdout that are no events."""
     reader: asyncio.Task[None] | None = None
 
     @property
@@ -106,7 +108,8 @@ class Swarm:
                     event = json.loads(line)
                     name = str(event["event"])
                 except (ValueError, KeyError, TypeError):
-                    continue  # a library's own print
+                    child.output.append(line.decode(errors="replace"))
+                    continue
                 copy.write(line)
                 self._take(child, name, event)
         self._take(child, "ended", {"event": "ended", "code": await child.process.wait()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -11,9 +12,8 @@ from typing import Any
 
 from dht.errors import MurmurationError
 from dht.identity import Identity
-from ledger.chain.deployments import DEVNET_FILE
-from ledger.signatures import key_address
 from peer.corpus import Corpus
+from peer.demo.anchoring import Anchoring
 from peer.demo.processes import Child, Swarm
 from peer.demo.tracker import MIDDLE_OF_A_ROUND, Death, Losses, Tracker
 from peer.manifest import Cohort, Deadlines, LedgerChoice, Manifest, Train
@@ -67,11 +67,6 @@ class Plan:
         return self.folder / "text" / f"shard-{index}"
 
     @property
-    def ledger_file(self) -> Path:
-        """Where the run's contracts are."""
-        return self.home("chain") / DEVNET_FILE
-
-    @property
     def victim(self) -> str:
         """Who is killed: the last one, never the founder."""
         return self.names[-1]
@@ -110,10 +105,11 @@ def prepare(plan: Plan) -> Manifest:
 DEADLINES = Deadlines(join=3.0, shares=10.0, train=14.0, upload=6.0, survivors=4.0, unmask=4.0, sums=8.0, commit=3.0)
 
 
-def child_environment() -> dict[str, str]:
-    """What every child gets: this source tree, one thread, no network beyond this machine."""
+def child_environment(folder: Path) -> dict[str, str]:
+    """What every child gets: this source tree, one thread, no network, and no folder beyond the demo's own."""
     home = str(Path(__file__).resolve().parents[2])
-    return {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    places = {"XDG_DATA_HOME": str(folder / "data"), "XDG_CACHE_HOME": str(folder / "cache")}
+    return places | {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 class Demo:
@@ -121,11 +117,12 @@ class Demo:
 
     def __init__(self, plan: Plan, tracker: Tracker, report: Report) -> None:
         self.plan, self.tracker = plan, tracker
-        self.swarm = Swarm(self._on_event, child_environment(), plan.folder)
+        self.swarm = Swarm(self._on_event, child_environment(plan.folder), plan.folder)
         self._report = report
         self._dying: Death | None = None
         self._losses: list[float] = []
-        self._wallets: list[str] = []
+        homes = [plan.home(name) for name in plan.names]
+        self._anchoring = Anchoring(plan.folder, homes, plan.run_file, self._finish, tracker)
 
     async def run(self) -> tuple[Losses, str]:
         """Play the script; returns the losses and a sample of text. Raises DemoError when the swarm fails."""
@@ -135,7 +132,7 @@ class Demo:
         async with self.swarm:
             self._say("starting", text=f"starting a chain, a bootstrap, {plan.peers} peers, and one that trains alone")
             await self._chain(manifest)
-            address = await self._bootstrap()
+            _, address = await asyncio.gather(self._anchoring.enrol(), self._bootstrap())
             for index in range(plan.peers):
                 await self._peer(index, address)
             arguments = (plan.run_file, plan.shard(0), plan.steps, BATCH_SIZE)
@@ -151,41 +148,19 @@ class Demo:
             self._say("back", peer=plan.victim, round=self.tracker.back_in)
             await self._until(self._all_left, "not every peer got to the last round")
             result = await self._judge()
-            await self._verify()
+            self._say("anchored", text="recomputing every checkpoint, claiming a reward, slashing a liar")
+            self._say("settled", text=await self._anchoring.judge())
             await self.swarm.stop("bootstrap", STOP_SECONDS)
             await self.swarm.stop("chain", STOP_SECONDS)
             return result
 
     async def _chain(self, manifest: Manifest) -> None:
-        """Start a chain with the run's contracts, whose attestors are the founding peers, and a wallet for each."""
-        attestors = [f"--attestor={key_address(Identity.load(path).peer_id).hex()}" for path in self._keys()]
-        options = ("--data-dir", self.plan.home("chain"), "--port", 0, "--run-id", manifest.run_id.hex())
-        accounts = ("--accounts", max(5, self.plan.peers + 1))
-        command = ("devnet", "up", "--json", *options, *accounts, *attestors)
-        child = await self._module("chain", "ledger.explorer.cli", *command)
+        """Start a chain with the run's contracts, and a wallet for each peer."""
+        child = await self._module("chain", "ledger.explorer.cli", *self._anchoring.command(manifest.run_id))
         await self._until(lambda: "ready" in child.last, "the chain did not start", STARTUP_SECONDS)
         ready = child.last["ready"]
-        self._wallets = [account["keystore"] for account in ready["accounts"]]
-        self._password.write_text(ready["password"])
+        self._anchoring.ready(ready)
         self._say("chain", text=f"{ready['kind']} chain {ready['chain_id']} with the run's contracts")
-
-    def _keys(self) -> list[Path]:
-        return [self.plan.home(name) / "identity.key" for name in self.plan.names]
-
-    @property
-    def _password(self) -> Path:
-        return self.plan.folder / "password"
-
-    async def _verify(self) -> None:
-        """Recompute the last checkpoint from the founder's records and model, as anybody could."""
-        epoch = max(self.tracker.checkpoints, default=0)
-        if not epoch:
-            return
-        home = self.plan.home(self.plan.names[0])
-        where = ("--deployment", self.plan.ledger_file, "--run", self.plan.run_file, "--records", home)
-        index = ("--index", self.plan.folder / "explorer.sqlite")
-        await self._finish("verify", "ledger.explorer.cli", "verify", epoch, *where, *index)
-        self.tracker.verified = epoch
 
     async def _bootstrap(self) -> str:
         """Start run-bootstrap; returns its address."""
@@ -196,7 +171,7 @@ class Demo:
 
     async def _peer(self, index: int, address: str) -> Child:
         name = self.plan.names[index]
-        options = {
+        options: dict[str, object] = {
             "--run": self.plan.run_file,
             "--bootstrap": address,
             "--data": self.plan.shard(index),
@@ -207,9 +182,7 @@ class Demo:
             "--threads": 1,
             "--seed": index,
             "--rounds": self.plan.rounds,
-            "--ledger": self.plan.ledger_file,
-            "--wallet": self._wallets[index + 1],
-            "--wallet-password-file": self._password,
+            **self._anchoring.options(index),
         }
         return await self._module(name, "peer.cli", "--json", *(part for pair in options.items() for part in pair))
 

@@ -35,8 +35,11 @@ class Tracker:
     back_in: int | None = None
     checkpoints: dict[int, str] = field(default_factory=dict)
     """Model root by epoch, as the chain has it."""
-    verified: int | None = None
-    """The epoch whose checkpoint was recomputed and found right."""
+    verified: set[int] = field(default_factory=set)
+    """Epochs whose checkpoints were recomputed and found right."""
+    claimed: int = 0
+    slashed: int = 0
+    """In 1e-18 tokens, as the chain has it at the end."""
     _tokens_before: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,5 +123,7 @@ def verdicts(tracker: Tracker, losses: Losses | None) -> dict[str, bool]:
         "killed in the middle of a round": tracker.death is not None,
         "came back": tracker.back_in is not None,
         "the loss fell": losses is not None and losses.swarm < losses.start,
-        "anchored, and recomputed": tracker.verified is not None,
+        "anchored, and recomputed": bool(tracker.verified) and tracker.verified == tracker.checkpoints.keys(),
+        "earned, and claimed": tracker.claimed > 0,
+        "who signed two checkpoints was slashed": tracker.slashed > 0,
     }

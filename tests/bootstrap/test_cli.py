@@ -9,10 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from ledger.eip712 import keccak
 
 COMMAND = [sys.executable, "-m", "bootstrap.cli"]
 
@@ -160,3 +164,49 @@ def test_help_imports_nothing_heavy() -> None:
     code, out, _ = call("--help")
     assert code == 0
     assert "--data-dir" in out
+
+
+def rpc(url: str, method: str, *params: object) -> dict[str, Any]:
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def test_it_starts_a_chain_with_the_runs_contracts_and_goes_on_with_it(tmp_path: Path) -> None:
+    run, attestors = "ab" * 32, ["11" * 20, "22" * 20]
+    flags = [part for key in attestors for part in ("--attestor", key)]
+    place = ("--port", "0", "--data-dir", str(tmp_path), "--json", "--chain", "embedded", "--chain-port", "0")
+    heads = []
+    for _ in range(2):
+        server = Process(*place, "--run-id", run, *flags)
+        try:
+            chain = json.loads(server.line())["chain"]
+            assert chain["kind"] == "embedded" and chain["run_id"] == f"0x{run}"
+            assert json.loads(Path(chain["deployment"]).read_text())["contracts"] == chain["contracts"]
+            (url,) = chain["rpc"]
+            code = rpc(url, "eth_getCode", chain["contracts"]["CheckpointHub"], "latest")["result"]
+            assert all(key in rpc(url, "eth_call", _attestors(chain), "latest")["result"] for key in attestors)
+            assert "error" in rpc(url, "evm_increaseTime", 60)  # nobody moves the clock of a run's chain
+            heads.append((int(rpc(url, "eth_blockNumber")["result"], 16), code, chain["contracts"]))
+        finally:
+            ended = server.end(signal.SIGTERM)
+        assert ended[0] == 0, ended[2]
+    assert heads[0] == heads[1] and heads[0][0] > 0
+
+
+def _attestors(chain: dict[str, Any]) -> dict[str, str]:
+    return {"to": chain["contracts"]["CheckpointHub"], "data": "0x" + keccak(b"attestors()")[:4].hex()}
+
+
+def test_terms_of_a_chain_are_for_a_chain(tmp_path: Path) -> None:
+    place = ("--port", "0", "--data-dir", str(tmp_path))
+    for arguments, said in (
+        (("--run-id", "ab" * 32), "are for a chain"),
+        (("--chain", "auto", "--run-id", "ab"), "is not 32 bytes of hex"),
+        (("--chain", "auto", "--attestor", "nobody"), "is not 20 bytes of hex"),
+        (("--chain", "auto", "--chain-port", "70000"), "is no port"),
+    ):
+        code, out, err = call(*place, *arguments)
+        assert (code, out) == (2, "") and said in err, err

@@ -49,21 +49,31 @@ def played() -> Tracker:
     made.take("peer-3", {"event": "started", "peer": "id-peer-3", "run": "r", "addresses": [], "round": 1})
     certify(made, 3, "c")
     made.take("peer-1", {"event": "checkpoint", "epoch": 1, "last_round": 3, "root": "c"})
-    made.verified = 1
+    made.verified, made.claimed, made.slashed = {1}, 7, 500
     return made
 
 
 def test_all_promises_kept() -> None:
     kept = verdicts(played(), LOSSES)
-    assert all(kept.values()) and len(kept) == 5
+    assert all(kept.values()) and len(kept) == 7
     assert played().back_in == 3
 
 
 def test_a_checkpoint_that_nobody_recomputed_is_not_enough() -> None:
     made = played()
     assert made.checkpoints == {1: "c"}
-    made.verified = None
+    made.verified = set()
     assert not verdicts(made, LOSSES)["anchored, and recomputed"]
+    made.verified = {1}
+    made.take("peer-1", {"event": "checkpoint", "epoch": 2, "last_round": 6, "root": "d"})
+    assert not verdicts(made, LOSSES)["anchored, and recomputed"]
+
+
+def test_nothing_claimed_or_nobody_slashed_is_not_enough() -> None:
+    made = played()
+    made.claimed = made.slashed = 0
+    kept = verdicts(made, LOSSES)
+    assert not kept["earned, and claimed"] and not kept["who signed two checkpoints was slashed"]
 
 
 def test_a_fork_in_any_round_is_seen() -> None:
@@ -127,6 +137,7 @@ def test_the_summary_is_json_with_everything() -> None:
     assert read["ok"] and read["round"] == 3 and read["killed"]["back_in"] == 3
     assert {entry["root"] for entry in read["peers"].values()} == {"c"}
     assert read["checkpoints"] == {"1": "c"}
+    assert (read["claimed"], read["slashed"]) == ("7", "500")
 
 
 def test_without_a_terminal_each_round_is_a_line() -> None:
