@@ -58,6 +58,14 @@ class Anchor:
                 f"{config.ledger} is of run {self._deployment.run_id.hex()[:16]}, the manifest of another one",
                 remedy="give --ledger the deployment file of this run",
             )
+        hub = self._deployment.contracts["CheckpointHub"].lower()
+        agreed = (manifest.ledger.chain_id, manifest.ledger.hub)
+        if manifest.ledger.hub and agreed != (self._deployment.chain_id, hub):
+            raise IncompatibleRunError(
+                f"the manifest names hub {agreed[1]} on chain {agreed[0]}, "
+                f"{config.ledger} has {hub} on {self._deployment.chain_id}",
+                remedy="give --ledger the deployment file of this run",
+            )
         self._folder = config.data_dir / "ledger" / manifest.run_id.hex()[:16]
         self._checkpointer: Checkpointer | None = None
         self._closing: list[Callable[[], Any]] = []

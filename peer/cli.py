@@ -1,4 +1,4 @@
-"""`run-peer`: join a run and train; `init`, `status`, `doctor`, `export` and `evidence` around it.
+"""`run-peer`: join a run and train; `init`, `identity`, `status`, `doctor`, `export` and `evidence` around it.
 
 Exit codes: 0 done, or left in good order; those of `dht.errors`; 70 a crash; 130 a second Ctrl-C.
 Heavy imports (torch, hivemind, transformers) happen inside the commands that need them.
@@ -38,7 +38,7 @@ def application(argv: Sequence[str] = ()) -> App:
         result_action="return_value",
     )
     app.default(join)
-    for command in (init, status, doctor, export):
+    for command in (init, identity, status, doctor, export):
         app.command(command)
     app.command(evidence)
     return app
@@ -129,6 +129,30 @@ def init(
         print_json({"peer": str(identity.peer_id), "directory": str(directory), "data_dir": str(data_dir)})
     else:
         print(next_steps(directory, data_dir, identity))
+    return 0
+
+
+def identity(
+    *,
+    run: RunFile = DEFAULT_RUN,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    config: ConfigPath = None,
+    json: Json = False,
+) -> int:
+    """Show who this peer is, on the network and on a chain, and which run the manifest is. Makes the key if needed."""
+    from dht.identity import Identity
+    from peer.init import key_text
+    from peer.manifest import Manifest
+
+    peer_id = Identity.load_or_create(data_dir / "identity.key").peer_id
+    rows = {"peer": str(peer_id), "key_address": key_text(peer_id)}
+    if run.exists():
+        rows["run_id"] = Manifest.load(run).run_id.hex()
+    if json:
+        print_json(rows)
+    else:
+        for name, value in rows.items():
+            print(f"{name.replace('_', ' '):<12} {value}")
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dht.errors import ConfigError, StorageError
-from dht.identity import Identity
+from dht.identity import Identity, PeerId
 from peer.config import CONFIG_FILE, PeerConfig
 from peer.manifest import Manifest
 
@@ -50,6 +50,7 @@ def next_steps(directory: Path, data_dir: Path, identity: Identity) -> str:
     """What was made, and how to go on."""
     here = "" if directory == Path() else f"cd {directory} && "
     return f"""peer id    {identity.peer_id}
+on a chain {key_text(identity.peer_id)}
 identity   {data_dir / "identity.key"} (keep it private, and keep a copy)
 manifest   {directory / RUN_FILE} (edit it before anybody joins: its values are the run's identity)
 settings   {directory / CONFIG_FILE}
@@ -57,6 +58,13 @@ settings   {directory / CONFIG_FILE}
 Next: start a meeting point, then this peer, and give {RUN_FILE} and the same line to everyone who joins.
   run-bootstrap
   {here}run-peer --bootstrap ADDRESS --data TEXT"""
+
+
+def key_text(peer: PeerId) -> str:
+    """The address under which chains know a peer's key, 0x-prefixed."""
+    from ledger.signatures import key_address
+
+    return f"0x{key_address(peer).hex()}"
 
 
 def _write_new(path: Path, text: str) -> None:

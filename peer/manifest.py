@@ -204,6 +204,12 @@ class LedgerChoice:
         high=10_000,
         unit="of 10000",
     )
+    chain_id: int = key(
+        "Id of the chain that has the run's contracts; 0 while that is left open.", default=0, low=0, high=2**53 - 1
+    )
+    hub: str = key(
+        "0x address of the CheckpointHub there (contribution-explorer deploy --dry-run says it in advance).", default=""
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +233,7 @@ class Manifest:
         check(self)
         _check_names(self)
         _check_model(self)
+        _check_ledger(self.ledger)
         if self.cohort.minimum > self.cohort.target:
             raise ConfigError(f"cohort.minimum = {self.cohort.minimum} is over cohort.target = {self.cohort.target}")
         if self.run.genesis_peers < self.cohort.minimum:
@@ -314,6 +321,18 @@ def _check_names(manifest: Manifest) -> None:
     if not valid:
         raise ConfigError(
             f"data.heldout = {manifest.data.heldout!r} is not understood", remedy="for instance hash:10 or split:test"
+        )
+
+
+def _check_ledger(ledger: LedgerChoice) -> None:
+    if bool(ledger.chain_id) != bool(ledger.hub):
+        raise ConfigError(
+            "ledger.chain_id and ledger.hub belong together", remedy="give both, or leave both out: 0 and ''"
+        )
+    # One spelling: the run's id is a hash of these very characters.
+    if ledger.hub and not re.fullmatch(r"0x[0-9a-f]{40}", ledger.hub):
+        raise ConfigError(
+            f"ledger.hub = {ledger.hub!r} is not an address in lower case", remedy="0x and 40 digits of 0-9 and a-f"
         )
 
 

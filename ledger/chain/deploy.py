@@ -105,7 +105,7 @@ async def deploy(rpc: RpcPool, sender: Sender, terms: Terms, artifacts: Sequence
     found = {artifact.name: artifact for artifact in artifacts or [load(name) for name in ORDER]}
     chain_id = int(await rpc.call("eth_chainId"), 16)
     first = await _first_nonce(rpc, sender, f"deploy/{terms.run_id.hex()}")
-    at = {name: created_address(sender.address, first + index) for index, name in enumerate(ORDER)}
+    at = _places(sender.address, first)
     arguments = terms.arguments(at)
     block = None
     for name in ORDER:
@@ -124,9 +124,22 @@ async def deploy(rpc: RpcPool, sender: Sender, terms: Terms, artifacts: Sequence
     return Deployment(chain_id, at, block, tuple(rpc.urls), terms.run_id)
 
 
+async def planned(rpc: RpcPool, wallet: str) -> dict[str, str]:
+    """Where `deploy` would put the contracts if this wallet (0x address) did it now."""
+    return _places(wallet, await _next_nonce(rpc, wallet))
+
+
+def _places(wallet: str, first: int) -> dict[str, str]:
+    return {name: created_address(wallet, first + index) for index, name in enumerate(ORDER)}
+
+
+async def _next_nonce(rpc: RpcPool, wallet: str) -> int:
+    return int(await rpc.call("eth_getTransactionCount", [wallet, "latest"]), 16)
+
+
 async def _first_nonce(rpc: RpcPool, sender: Sender, prefix: str) -> int:
     """The nonce with which an earlier call began, else the wallet's next."""
     begun = sender.begun_with(prefix)
     if begun is not None:
         return begun
-    return int(await rpc.call("eth_getTransactionCount", [sender.address, "latest"]), 16)
+    return await _next_nonce(rpc, sender.address)

@@ -18,7 +18,7 @@ from cyclopts.config import Env
 from dht import exits
 from dht.errors import ConfigError
 from ledger.devnet import app as devnet
-from ledger.explorer.commands import files, live, money, network, people, records, report
+from ledger.explorer.commands import deploy, files, live, money, network, people, records, report
 
 _LOOK = Group("Look", sort_key=1)
 _CHECK = Group("Check and take along", sort_key=2)
@@ -50,12 +50,12 @@ def application() -> App:
         live.serve,
     )
     check: tuple[Callable[..., int], ...] = (records.verify, records.proof, files.export, files.plot, network.index)
-    do: tuple[Callable[..., int], ...] = (money.enrol, report.report)
+    do: tuple[Callable[..., int], ...] = (money.enrol, report.report, deploy.deploy)
     for commands, group in ((look, _LOOK), (check, _CHECK), (do, _DO)):
         for command in commands:
             app.command(command, group=group)
     app.command(records.round_, name="round", group=_LOOK)
-    for family in (money.rewards, money.stake, money.usage, devnet):
+    for family in (money.rewards, money.stake, money.usage, deploy.wallet, devnet):
         family.group = (_DO,)
         app.command(family)
     return app

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from typing import TYPE_CHECKING
 
-from dht.errors import ConfigError, DataError
+from dht.errors import ConfigError
+from ledger.explorer import wiring
 from ledger.rewards import Constants
 from ledger.usage_fees import count_fees
 
@@ -39,10 +39,7 @@ def _of_manifest(session: Session) -> dict[str, int]:
     path = session.common.run
     if path is None:
         return {}
-    try:
-        table = tomllib.loads(path.read_text()).get("ledger", {})
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}", remedy="give --run the run.toml of the run") from None
+    table = wiring.ledger_of(path)
     found = {name: table[name] for name in _NAMES if name in table}
     if not all(type(value) is int for value in found.values()):
         raise ConfigError(f"[ledger] of {path} has a constant that is no number", remedy="get the manifest again")

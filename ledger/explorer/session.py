@@ -167,6 +167,8 @@ def open_session(common: Common) -> Session:
     """Deployment, index and node of these options; nothing is asked yet. Raises ConfigError, StorageError."""
     found = wiring.find_deployment(common.deployment)
     deployment = found.deployment
+    if common.run is not None:
+        wiring.check_manifest(common.run, deployment)
     name = f"{deployment.chain_id}-{address_of(deployment, 'CheckpointHub')[2:12]}.db"
     node = None if common.offline else wiring.connect(common.rpc or deployment.rpc, deployment)
     events = wiring.interface(wiring.INDEXED)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import tomllib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from time import time_ns
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from platformdirs import user_data_path
 
-from dht.errors import ConfigError, MurmurationError
+from dht.errors import ConfigError, DataError, IncompatibleRunError, MurmurationError
 from ledger.chain import artifacts
 from ledger.chain.deployments import DEVNET_FILE, Deployment
 from ledger.indexer.abi import Interface
 from ledger.indexer.node import Node
+
+if TYPE_CHECKING:
+    from ledger.chain.journal import Journal
+    from ledger.chain.wallet import Wallet
 
 INDEXED = artifacts.CONTRACTS[1:]
 """Contracts whose events are indexed: transfers of the token are left to who trades it."""
@@ -86,6 +91,26 @@ def read_deployment(path: Path) -> Found:
     return Found(path, deployment, constants)
 
 
+def ledger_of(manifest: Path) -> dict[str, Any]:
+    """The [ledger] section of a run's manifest, unchecked. Raises DataError."""
+    try:
+        section = tomllib.loads(manifest.read_text()).get("ledger", {})
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {manifest}: {error}", remedy="give --run the run.toml of the run") from None
+    return section if isinstance(section, dict) else {}
+
+
+def check_manifest(manifest: Path, deployment: Deployment) -> None:
+    """Raises IncompatibleRunError where the manifest names another chain or hub than the deployment has."""
+    ledger, hub = ledger_of(manifest), deployment.contracts["CheckpointHub"].lower()
+    agreed = (ledger.get("chain_id"), ledger.get("hub"))
+    if ledger.get("hub") and agreed != (deployment.chain_id, hub):
+        raise IncompatibleRunError(
+            f"{manifest} names hub {agreed[1]} on chain {agreed[0]}, the deployment has {hub} on {deployment.chain_id}",
+            remedy="give the --deployment of this run",
+        )
+
+
 def connect(urls: Sequence[str], deployment: Deployment) -> ClosableNode:
     """A node behind these URLs, of the deployment's chain. Raises ConfigError when there is none."""
     from ledger.chain.rpc import RpcPool
@@ -112,17 +137,25 @@ async def open_sender(
 
     Raises IdentityError for a wrong password or file, LockedError when another process sends from the wallet.
     """
-    from ledger.chain.journal import Journal
     from ledger.chain.rpc import RpcPool
     from ledger.chain.sender import Policy
     from ledger.chain.sender import Sender as Journalled
+
+    with open_wallet(deployment.chain_id, keystore, password_file) as (wallet, journal):
+        yield _Once(Journalled(cast(RpcPool, node), wallet, journal, Policy(poll=_POLL)), journal)
+
+
+@contextmanager
+def open_wallet(chain_id: int, keystore: Path, password_file: Path | None) -> Iterator[tuple[Wallet, Journal]]:
+    """A wallet and its journal on one chain. Raises IdentityError, LockedError."""
+    from ledger.chain.journal import Journal
     from ledger.chain.wallet import Wallet, read_password
 
     wallet = Wallet.load(keystore, read_password(password_file))
-    name = f"{deployment.chain_id}-{wallet.address[2:].lower()}"
+    name = f"{chain_id}-{wallet.address[2:].lower()}"
     journal = Journal(user_data_path("murmuration", appauthor=False) / "wallets" / name)
     try:
-        yield _Once(Journalled(cast(RpcPool, node), wallet, journal, Policy(poll=_POLL)), journal)
+        yield wallet, journal
     finally:
         journal.close()
 

@@ -112,3 +112,19 @@ def test_the_deployment_of_another_run_is_refused(tmp_path: Path):
     missing = dataclasses.replace(config, ledger=tmp_path / "none.json")
     with pytest.raises(ConfigError, match="cannot read"):
         Anchor(missing, manifest, identity(0), None, lambda: None, None)  # type: ignore[arg-type]
+
+
+def test_the_deployment_of_another_hub_than_the_manifests_is_refused(tmp_path: Path):
+    hub = f"0x{'ab' * 20}"
+    manifest = dataclasses.replace(anchored_manifest(), ledger=LedgerChoice(chain_id=77, hub=hub))
+    config = PeerConfig(data_dir=tmp_path, ledger=tmp_path / "devnet.json")
+
+    def anchor(chain_id: int, at: str) -> Anchor:
+        found = Deployment(chain_id, {"CheckpointHub": at}, 0, ("http://127.0.0.1:1",), manifest.run_id)
+        found.save(tmp_path / "devnet.json")
+        return Anchor(config, manifest, identity(0), None, lambda: None, None)  # type: ignore[arg-type]
+
+    assert anchor(77, hub)
+    for chain_id, at in ((78, hub), (77, f"0x{'cd' * 20}")):
+        with pytest.raises(IncompatibleRunError, match="the manifest names hub"):
+            anchor(chain_id, at)

@@ -15,6 +15,7 @@ import pytest
 
 from dht.errors import LockedError, MurmurationError, RoundError, UnreachableError
 from dht.identity import Identity
+from ledger.signatures import key_address
 from peer.cli import parse
 from peer.manifest import Manifest
 
@@ -220,6 +221,20 @@ def test_status_tells_of_a_running_peer_and_then_of_a_dead_one(running: subproce
     running.wait()
     code, out, _ = cli("status", "--data-dir", "data")
     assert code == UnreachableError.exit_code and "DEAD" in out
+
+
+def test_identity_says_what_a_chain_needs_to_know(folder: Path) -> None:
+    code, out, err = cli("identity", "--data-dir", "data", "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    me = Identity.load(folder / "data" / "identity.key").peer_id
+    assert said == {
+        "peer": str(me),
+        "key_address": f"0x{key_address(me).hex()}",
+        "run_id": Manifest.load(folder / "run.toml").run_id.hex(),
+    }
+    code, out, _ = cli("identity", "--data-dir", "data", "--run", "none.toml")
+    assert code == 0 and said["key_address"] in out and "run id" not in out
 
 
 def test_status_of_nothing_says_so(folder: Path) -> None:

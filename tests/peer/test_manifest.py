@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dht.errors import ConfigError
 from dht.identity import Identity
-from peer.manifest import Cohort, Manifest, Model, Outer, Run, Train
+from peer.manifest import Cohort, LedgerChoice, Manifest, Model, Outer, Run, Train
 from peer.strict_toml import annotated, parse
 
 FOUNDER = str(Identity(b"\x01" * 32).peer_id)
@@ -193,3 +193,19 @@ def test_parse_and_annotate_work_on_single_sections():
     run = parse(Run, {"name": "x", "founder": FOUNDER})
     assert run.genesis_peers == 5
     assert "# founder" not in annotated(DEMO, "t")
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"chain_id": 1}, "belong together"),
+        ({"hub": f"0x{'ab' * 20}"}, "belong together"),
+        ({"chain_id": 1, "hub": f"0x{'AB' * 20}"}, "not an address in lower case"),
+        ({"chain_id": 1, "hub": "0xab"}, "not an address in lower case"),
+    ],
+)
+def test_a_ledger_is_named_whole_and_in_one_spelling(choice, said):
+    with pytest.raises(ConfigError, match=said):
+        DEMO.replace(ledger=LedgerChoice(**choice))
+    named = DEMO.replace(ledger=LedgerChoice(chain_id=1, hub=f"0x{'ab' * 20}"))
+    assert Manifest.loads(named.dumps()).ledger == named.ledger and named.run_id != DEMO.run_id
