@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
 from cyclopts import App, Group, Parameter
 
+from dht import command_line
 from dht.logs import LogFormat
 from ledger.devnet import PASSWORD
 
@@ -25,6 +27,8 @@ CHAIN = Group("A chain for the run's ledger", sort_key=50)
 app = App(
     name="run-bootstrap",
     help="A DHT entry point and relay for peers that train together. It sees no update and decides nothing.",
+    version=command_line.version,
+    result_action="return_value",
 )
 
 
@@ -145,11 +149,14 @@ def _default_folder() -> Path:
     return user_data_path("murmuration", appauthor=False) / "bootstrap"
 
 
-def main() -> None:
-    """Entry point of the console command."""
-    from dht.exits import run
+def parse(argv: Sequence[str]) -> command_line.Call:
+    """The call that the arguments ask for. Raises ConfigError."""
+    return command_line.parse(app, argv, "run-bootstrap --help lists all settings")
 
-    run(app, as_json="--json" in sys.argv)
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script."""
+    command_line.main(parse, argv)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,16 @@ Heavy imports (torch, hivemind, transformers) happen inside the commands that ne
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from json import dumps as encode_json
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
-from dht import exits
+from dht import command_line, exits
 from dht.errors import ConfigError, MurmurationError, UnreachableError
 from peer.config import DEFAULT_DATA_DIR, DEFAULT_RUN, ConfigPath, DataDir, Json, PeerConfig, RunFile, sources
 from peer.events import Reporter
@@ -33,7 +30,7 @@ def application(argv: Sequence[str] = ()) -> App:
     app = App(
         name="run-peer",
         help=join.__doc__,
-        version=_version,
+        version=command_line.version,
         config=sources(argv),
         result_action="return_value",
     )
@@ -44,24 +41,14 @@ def application(argv: Sequence[str] = ()) -> App:
     return app
 
 
-def parse(argv: Sequence[str]) -> tuple[Callable[..., int | None], inspect.BoundArguments]:
+def parse(argv: Sequence[str]) -> command_line.Call:
     """The command that the arguments name, with its parameters. Raises ConfigError."""
-    try:
-        command, bound, _ = application(argv).parse_args(argv, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise ConfigError(str(error).strip(), remedy="run-peer --help lists all settings") from None
-    return command, bound
+    return command_line.parse(application(argv), argv, "run-peer --help lists all settings")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script."""
-    given = list(sys.argv[1:] if argv is None else argv)
-
-    def command() -> int | None:
-        function, bound = parse(given)
-        return function(*bound.args, **bound.kwargs)
-
-    exits.run(command, as_json="--json" in given)
+    command_line.main(parse, argv)
 
 
 def join(config: Annotated[PeerConfig | None, Parameter(name="*")] = None) -> int:
@@ -225,13 +212,6 @@ def existing(run: Path) -> Path:
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
     print(encode_json(value, indent=2))
-
-
-def _version() -> str:
-    try:
-        return version("murmuration")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

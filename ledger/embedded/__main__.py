@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-app = App(name="python -m ledger.embedded", help="An Ethereum chain in one process, on disk. No consensus.")
+from dht import command_line
+
+app = App(
+    name="python -m ledger.embedded",
+    help="An Ethereum chain in one process, on disk. No consensus.",
+    result_action="return_value",
+)
 
 
 @app.default
@@ -59,12 +65,10 @@ async def _serve(
     return 0
 
 
-def main() -> None:
-    """Entry point."""
-    from dht.exits import run
-
-    run(app, as_json="--json" in sys.argv)
+def parse(argv: Sequence[str]) -> command_line.Call:
+    """The call that the arguments ask for. Raises ConfigError."""
+    return command_line.parse(app, argv, "python -m ledger.embedded --help lists all settings")
 
 
 if __name__ == "__main__":
-    main()
+    command_line.main(parse, None)

@@ -6,17 +6,13 @@ What is heavy is imported inside the commands: --help answers at once.
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, Group
 from cyclopts.config import Env
 
-from dht import exits
-from dht.errors import ConfigError
+from dht import command_line
 from ledger.devnet import app as devnet
 from ledger.explorer.commands import deploy, files, live, money, network, people, records, report
 
@@ -30,7 +26,7 @@ def application() -> App:
     app = App(
         name="contribution-explorer",
         help="Who contributed what to a run, what it earned, and a check of every number that says so.",
-        version=_version,
+        version=command_line.version,
         config=[Env("MURMURATION_EXPLORER_", command=False)],
         result_action="return_value",
     )
@@ -61,31 +57,14 @@ def application() -> App:
     return app
 
 
-def parse(argv: Sequence[str]) -> tuple[Callable[..., int | None], inspect.BoundArguments]:
+def parse(argv: Sequence[str]) -> command_line.Call:
     """The command that the arguments name, with its parameters. Raises ConfigError."""
-    try:
-        command, bound, _ = application().parse_args(argv, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise ConfigError(str(error).strip(), remedy="contribution-explorer --help lists all commands") from None
-    return command, bound
+    return command_line.parse(application(), argv, "contribution-explorer --help lists all commands")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script."""
-    given = list(sys.argv[1:] if argv is None else argv)
-
-    def command() -> int | None:
-        function, bound = parse(given)
-        return function(*bound.args, **bound.kwargs)
-
-    exits.run(command, as_json="--json" in given)
-
-
-def _version() -> str:
-    try:
-        return version("murmuration")
-    except PackageNotFoundError:
-        return "not installed"
+    command_line.main(parse, argv)
 
 
 if __name__ == "__main__":
