@@ -41,6 +41,7 @@ from averaging.work import (
     Upload,
 )
 from dht.envelope import Envelope, frame_of
+from dht.errands import Errands
 from dht.errors import MurmurationError, ProtocolError, Refusal, RoundError, UnreachableError
 from dht.identity import PeerId
 from dht.transport import Part, Transport
@@ -135,8 +136,7 @@ class Driver:
         self.participant, self._transport, self._work, self._observer = participant, transport, work, observer
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chunks")
-        self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands: Errands[TimerKey] = Errands()
         self._sending: set[asyncio.Task[None]] = set()
         self._working = asyncio.Lock()
         self._unreachable: dict[PeerId, int] = {}
@@ -191,12 +191,7 @@ class Driver:
     async def stop(self) -> None:
         """End all work and timers. What is on disk stays as the last commit left it."""
         self._stopped = True
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._errands.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # --- from the network ---------------------------------------------------------------------------------------
@@ -255,10 +250,9 @@ class Driver:
                 assert isinstance(message, Envelope)
                 self._spawn_send(self._deliver(to, message))
             case SetTimer(key, delay):
-                self._set_timer(key, delay)
+                self._errands.set_timer(key, delay, self._due)
             case CancelTimer(key):
-                if timer := self._timers.pop(key, None):
-                    timer.cancel()
+                self._errands.cancel_timer(key)
             case Note(text, peer):
                 self._observer.note(text, peer)
             case Blame(proof, evidence):
@@ -302,15 +296,8 @@ class Driver:
             case FetchState(record, donors):
                 await self._fetch(record, donors)
 
-    def _set_timer(self, key: TimerKey, delay: float) -> None:
-        if timer := self._timers.pop(key, None):
-            timer.cancel()
-
-        def fire() -> None:
-            self._timers.pop(key, None)
-            self._feed(lambda: self.participant.timeout(key))
-
-        self._timers[key] = self._loop.call_later(delay, fire)
+    def _due(self, key: TimerKey) -> None:
+        self._feed(lambda: self.participant.timeout(key))
 
     # --- work ---------------------------------------------------------------------------------------------------
 
@@ -476,8 +463,7 @@ class Driver:
         return False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
+        task = self._errands.spawn(work)
         task.add_done_callback(self._ended)
         return task
 
@@ -487,7 +473,6 @@ class Driver:
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         self._sending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, ProtocolError) and error.refusal in _BENIGN:

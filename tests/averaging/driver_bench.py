@@ -165,7 +165,7 @@ class Bench:
 
     async def settle(self) -> None:
         """Until all work is done."""
-        await until(lambda: not self.driver._tasks, [self.driver.failed])
+        await until(lambda: not self.driver._errands.tasks, [self.driver.failed])
 
     def cohort(self, sid: bytes = b"sid", **facts: Any) -> Any:
         roster = SimpleNamespace(round=1, attempt=0)

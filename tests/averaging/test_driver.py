@@ -153,7 +153,7 @@ async def test_messages_are_tried_again_only_while_they_matter(bench: Bench):
     assert len(bench.line.tried) == 2
     bench.do(Send(OTHER, envelope(4)))  # the round before may still be asked for
     await until(lambda: len(bench.line.tried) >= 6)
-    assert bench.driver._tasks
+    assert bench.driver._errands.tasks
     bench.script.round = 6
     await bench.settle()
     assert bench.line.arrived == []
@@ -186,7 +186,7 @@ async def test_a_lost_stream_is_probed_once_and_only_if_the_peer_counts(bench: B
     bench.driver.check(OTHER)  # no round: nobody counts
     bench.script.current = SimpleNamespace(committee=(OTHER,), cohort=None)
     bench.driver.check(THIRD)
-    assert not bench.driver._tasks
+    assert not bench.driver._errands.tasks
     bench.script.current.cohort = SimpleNamespace(peers=(THIRD,), certified=None)
     bench.driver.check(THIRD)
     await bench.settle()
@@ -224,7 +224,7 @@ async def test_timers_are_replaced_and_cancelled(bench: Bench):
     for _ in range(10):
         await asyncio.sleep(0)
     assert bench.script.named("timeout") == [("timeout", key)]
-    assert set(bench.driver._timers) == {third}
+    assert bench.driver._errands.timers == {third}
 
 
 async def test_a_timer_may_set_itself_again(bench: Bench):
@@ -233,7 +233,7 @@ async def test_a_timer_may_set_itself_again(bench: Bench):
     bench.do(SetTimer(key, 0.0))
     await until(lambda: len(bench.script.named("timeout")) >= 3)
     bench.script.answers["timeout"] = [CancelTimer(key), Note("enough")]
-    await until(lambda: not bench.driver._timers)
+    await until(lambda: not bench.driver._errands.timers)
     assert ("enough", None) in bench.watcher.notes()
 
 
@@ -395,11 +395,11 @@ async def test_stop_ends_work_timers_and_retries(bench: Bench):
     bench.line.dead.add(OTHER)
     bench.work.gates["train"] = asyncio.Event()
     bench.do(Train(1), Send(OTHER, envelope(1)), SetTimer(("a", 1, 0), 0.0), SetTimer(("b", 1, 0), 3600.0))
-    bench.driver._timers[("a", 1, 0)].cancel()
+    bench.driver._errands.cancel_timer(("a", 1, 0))
     await until(lambda: len(bench.line.tried) >= 2)
     await bench.driver.stop()
     calls, tried = list(bench.script.calls), len(bench.line.tried)
-    assert not bench.driver._tasks and not bench.driver._timers and not bench.driver._sending
+    assert not bench.driver._errands.tasks and not bench.driver._errands.timers and not bench.driver._sending
     # Whatever still arrives after that is left alone, and starts nothing.
     bench.script.answers["receive"] = [Train(1), Send(OTHER, envelope(1)), SetTimer(("c", 1, 0), 0.0)]
     bench.driver.on_frame(OTHER, memoryview(b"\x01"))
@@ -408,7 +408,7 @@ async def test_stop_ends_work_timers_and_retries(bench: Bench):
     for _ in range(10):
         await asyncio.sleep(0)
     assert bench.script.calls == calls and len(bench.line.tried) == tried
-    assert not bench.driver._tasks and not bench.driver._timers
+    assert not bench.driver._errands.tasks and not bench.driver._errands.timers
     assert not bench.driver.failed.done()
     assert bench.work.busy == 0
     await bench.driver.stop()
