@@ -18,7 +18,7 @@ GWEI = 10**9
 ETHER = 10**18
 CHECKPOINTS_PER_YEAR = 365 * 24 * 6
 """One each ten minutes: every 20 rounds of half a minute."""
-_FASTLZ_SLOTS, _FASTLZ_REACH, _FASTLZ_TAIL = 1 << 13, 1 << 13, 13
+_FASTLZ_SLOTS, _FASTLZ_REACH, _FASTLZ_TAIL = 1 << 13, 1 << 13, 14
 _UNITS_PER_BYTE = 16
 _BROTLI_LEVEL = 1
 _COMPRESS = """
