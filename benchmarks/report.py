@@ -44,7 +44,13 @@ def report(
 
     Returns the path.
     """
-    table = Table(title=title or name)
+    show(rows, title=title or name, columns=columns)
+    return write(name, {"rows": [dict(row) for row in rows]})
+
+
+def show(rows: Sequence[Mapping[str, Any]], *, title: str, columns: Sequence[str] | None = None) -> None:
+    """Print a table of `rows`: all columns, or these."""
+    table = Table(title=title)
     columns = columns or list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
         numeric = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
@@ -52,9 +58,13 @@ def report(
     for row in rows:
         table.add_row(*[_cell(row.get(column)) for column in columns])
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def write(name: str, content: Mapping[str, Any]) -> Path:
+    """Write `content` and the facts about the machine to `benchmarks/out/<name>.json`. Returns the path."""
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / f"{name}.json"
-    path.write_text(json.dumps({"rows": [dict(row) for row in rows], "machine": machine()}, indent=2) + "\n")
+    path.write_text(json.dumps({**content, "machine": machine()}, indent=2) + "\n")
     return path
 
 

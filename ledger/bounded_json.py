@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 MOST_DEPTH = 64
@@ -25,3 +28,13 @@ def loads(data: bytes, most_depth: int = MOST_DEPTH) -> Any:
         if depth > most_depth:
             raise ValueError(f"nested deeper than {most_depth}")
     return json.loads(data)
+
+
+@contextmanager
+def same_recursion_limit() -> Iterator[None]:
+    """Around an import that raises the recursion limit of the whole process."""
+    limit = sys.getrecursionlimit()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("dht", "averaging", "ledger", "peer", "bootstrap")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MOST_LINES, MOST_FUNCTION_LINES = 500, 50
-HEAVY = ("torch", "hivemind", "transformers", "bitsandbytes", "datasets", "scipy")
+HEAVY = ("torch", "hivemind", "transformers", "bitsandbytes", "datasets", "scipy", "web3")
 # What belongs to one machine, in pieces so that this file does not hold it.
 FOREIGN = ["/" + "work/", "/" + "tmp/brief", "pypi" + ".org", "registry.npm" + "js", "deb." + "debian", "/" + "root/"]
 

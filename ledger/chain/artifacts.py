@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from dht.errors import ConfigError
+from ledger.chain.errors import RevertedError
 
 CONTRACTS = ("Token", "PeerRegistry", "CheckpointHub", "RewardPool", "Slashing")
 _ERROR_STRING = bytes.fromhex("08c379a0")
@@ -87,6 +88,12 @@ def explain(data: bytes, artifacts: Sequence[Artifact] | None = None) -> str:
     except (DecodingError, ConfigError):
         pass
     return f"0x{data[:36].hex()}"
+
+
+def reverted(what: str, text: str, data: object) -> RevertedError:
+    """A contract refused `what`: why, by the `data` of the revert (0x text) if a node gave some, else by its `text`."""
+    found = bytes.fromhex(data[2:]) if isinstance(data, str) and data.startswith("0x") else b""
+    return RevertedError(what, explain(found) if found else text, found)
 
 
 def selector(entry: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from dht.clock import Clock, SystemClock
 from dht.errors import UnreachableError
-from ledger.chain.artifacts import explain
+from ledger.chain.artifacts import reverted
 from ledger.chain.errors import RefusedError, RevertedError, UnfundedError
 from ledger.chain.fees import GWEI, Bid, market
 from ledger.chain.journal import Attempt, Intent, Journal
@@ -171,7 +171,7 @@ class _Landing:
         try:
             await self._rpc.call("eth_call", [self._as_call(), receipt["blockNumber"]])
         except RefusedError as error:
-            return _reverted(self._intent, error)
+            return reverted(self._intent.key, error.text, error.data)
         return RevertedError(self._intent.key, "it ran out of gas, or the state has changed since")
 
     async def _clashed(self, attempts: list[Attempt]) -> None:
@@ -237,7 +237,7 @@ class _Landing:
         except RefusedError as error:
             if "insufficient funds" in error.text.lower():
                 raise self._unfunded(error) from None
-            raise _reverted(self._intent, error) from None
+            raise reverted(self._intent.key, error.text, error.data) from None
         return int(estimate * self._policy.gas_margin)
 
     def _as_call(self) -> dict[str, str]:
@@ -267,9 +267,3 @@ class _Landing:
             f"the wallet {self._wallet.address} cannot pay for {self._intent.key}: {error.text}",
             remedy="send it some of the chain's currency",
         )
-
-
-def _reverted(intent: Intent, error: RefusedError) -> RevertedError:
-    data = error.data if isinstance(error.data, str) and error.data.startswith("0x") else "0x"
-    found = bytes.fromhex(data[2:])
-    return RevertedError(intent.key, explain(found) if found else error.text, found)

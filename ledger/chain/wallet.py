@@ -28,6 +28,11 @@ class Wallet:
     def __repr__(self) -> str:
         return f"Wallet({self.address})"
 
+    @property
+    def account(self) -> Any:
+        """eth-account's object, which holds the key: for other libraries that sign."""
+        return self._account
+
     def sign(self, transaction: dict[str, Any]) -> tuple[bytes, bytes]:
         """Raw bytes and hash of the signed transaction."""
         signed = self._account.sign_transaction(transaction)
@@ -76,11 +81,8 @@ class Wallet:
 
 def _accounts() -> Any:
     """eth-account, without what importing it does to the whole process (see `ledger.bounded_json`)."""
-    limit = sys.getrecursionlimit()
-    try:
+    with bounded_json.same_recursion_limit():
         from eth_account import Account
-    finally:
-        sys.setrecursionlimit(limit)
     return Account
 
 

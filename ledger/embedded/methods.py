@@ -25,7 +25,7 @@ from ledger.embedded.jsonrpc import (
 )
 from ledger.embedded.state import Account
 from ledger.embedded.transactions import parse_access_list
-from ledger.embedded.views import block_view, receipt_view, transaction_view
+from ledger.embedded.views import block_view, receipt_view, summary_view, transaction_view
 
 Method: TypeAlias = Callable[..., Any]
 CLIENT = "Murmuration embedded chain, one process, no consensus"
@@ -86,13 +86,12 @@ class Methods:
     def block_by_number(self, place: Any, full: Any = False) -> dict[str, Any] | None:
         """eth_getBlockByNumber."""
         number = self._number(place)
-        block = self._chain.store.block(number) if number <= self._chain.head.number else None
-        return block_view(block, full=bool(full)) if block else None
+        return self._view(number, bool(full)) if number <= self._chain.head.number else None
 
     def block_by_hash(self, block_hash: Any, full: Any = False) -> dict[str, Any] | None:
         """eth_getBlockByHash."""
         number = self._chain.store.number_of(data(block_hash, "block hash", 32))
-        return None if number is None else block_view(self._block(number), full=bool(full))
+        return None if number is None else self._view(number, bool(full))
 
     def block_receipts(self, place: Any) -> list[dict[str, Any]] | None:
         """eth_getBlockReceipts."""
@@ -201,6 +200,12 @@ class Methods:
         if number > self._chain.head.number:
             raise rejected("header not found")
         return number
+
+    def _view(self, number: int, full: bool) -> dict[str, Any] | None:
+        if full:
+            return block_view(self._block(number))
+        found = self._chain.store.summary(number)
+        return None if found is None else summary_view(found)
 
     def _block(self, number: int) -> Block:
         block = self._chain.store.block(number)

@@ -75,6 +75,16 @@ class FoundLog:
     log: Log
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A block without what is in it: the encoded header; `size` in bytes, of header and transaction."""
+
+    header: bytes
+    hash: bytes
+    size: int
+    tx_hash: bytes | None
+
+
 class Store:
     """One chain's file. Raises StorageError when it cannot be read or written."""
 
@@ -140,6 +150,14 @@ class Store:
         header, raw, receipt = row
         transaction = self._decode(raw) if raw is not None else None
         return Block(Header.decode(header), transaction, Receipt.unpack(receipt) if receipt is not None else None)
+
+    def summary(self, number: int) -> Summary | None:
+        """What the block with that number says of itself."""
+        row = self._maybe(
+            "select header, hash, length(header) + coalesce(length(raw), 0), tx_hash from block where number = ?",
+            number,
+        )
+        return None if row is None else Summary(*row)
 
     def number_of(self, block_hash: bytes) -> int | None:
         """Number of the block with that hash."""

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from ledger.embedded.blocks import COINBASE, EMPTY_LIST_HASH, EMPTY_TRIE_ROOT, ZERO_HASH, Block, bloom
+from ledger.embedded.blocks import COINBASE, EMPTY_LIST_HASH, EMPTY_TRIE_ROOT, ZERO_HASH, Block, Header, bloom
 from ledger.embedded.engine import MOST_BLOCK_GAS
 from ledger.embedded.jsonrpc import data_hex, number_hex
-from ledger.embedded.store import FoundLog
+from ledger.embedded.store import FoundLog, Summary
 from ledger.embedded.transactions import DYNAMIC_FEE, LEGACY, Transaction
 
 
-def block_view(block: Block, *, full: bool) -> dict[str, Any]:
-    """A block, with its transaction or only that one's hash."""
+def block_view(block: Block) -> dict[str, Any]:
+    """A block with its transaction."""
     header, transaction = block.header, block.transaction
-    transactions: list[Any] = []
-    if transaction is not None:
-        transactions = [transaction_view(transaction, block) if full else data_hex(transaction.hash)]
+    size = len(header.encode()) + (len(transaction.raw) if transaction else 0)
+    return _view(header, header.hash, size, [transaction_view(transaction, block)] if transaction else [])
+
+
+def summary_view(found: Summary) -> dict[str, Any]:
+    """A block with its transaction's hash. Readers of the chain ask for one after another: nothing else is decoded."""
+    transactions = [data_hex(found.tx_hash)] if found.tx_hash else []
+    return _view(Header.decode(found.header), found.hash, found.size, transactions)
+
+
+def _view(header: Header, block_hash: bytes, size: int, transactions: list[Any]) -> dict[str, Any]:
     return {
         "number": number_hex(header.number),
-        "hash": data_hex(header.hash),
+        "hash": data_hex(block_hash),
         "parentHash": data_hex(header.parent),
         "sha3Uncles": data_hex(EMPTY_LIST_HASH),
         "miner": data_hex(COINBASE),
@@ -41,7 +49,7 @@ def block_view(block: Block, *, full: bool) -> dict[str, Any]:
         "blobGasUsed": "0x0",
         "excessBlobGas": "0x0",
         "parentBeaconBlockRoot": data_hex(ZERO_HASH),
-        "size": number_hex(len(header.encode()) + (len(transaction.raw) if transaction else 0)),
+        "size": number_hex(size),
         "uncles": [],
         "transactions": transactions,
     }

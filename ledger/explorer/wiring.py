@@ -120,13 +120,9 @@ def connect(urls: Sequence[str], deployment: Deployment) -> ClosableNode:
 
 def explained(error: MurmurationError, what: str) -> MurmurationError:
     """What a node said of a call that cannot succeed, in the contract's words."""
-    from ledger.chain.errors import RefusedError, RevertedError
+    from ledger.chain.errors import RefusedError
 
-    if not isinstance(error, RefusedError):
-        return error
-    data = error.data if isinstance(error.data, str) and error.data.startswith("0x") else "0x"
-    found = bytes.fromhex(data[2:])
-    return RevertedError(what, artifacts.explain(found) if found else error.text, found)
+    return artifacts.reverted(what, error.text, error.data) if isinstance(error, RefusedError) else error
 
 
 @asynccontextmanager

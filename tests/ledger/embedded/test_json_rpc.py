@@ -182,6 +182,9 @@ async def test_every_block_is_linked_and_its_hash_covers_its_header(rpc):
         assert keccak(rlp.encode(header_fields(block))).hex() == block["hash"][2:]
         assert parent is None or block["parentHash"] == parent
         assert await rpc.call("eth_getBlockByHash", [block["hash"], True]) == block
+        summary = block | {"transactions": [transaction["hash"] for transaction in block["transactions"]]}
+        assert await rpc.call("eth_getBlockByHash", [block["hash"], False]) == summary
+        assert await rpc.call("eth_getBlockByNumber", [hex(number), False]) == summary
         parent = block["hash"]
         if number == 2:
             assert block["transactionsRoot"] == "0x" + leaf_root(raw).hex()

@@ -1,4 +1,4 @@
-"""Gas of what the ledger does, as real transactions on anvil: `python -m benchmarks.gas`.
+"""Gas of what the ledger does, as real transactions on anvil.
 
 Steady state: the ring of checkpoints is warm and whoever is paid for a report holds tokens already, unless a row says
 otherwise. A tally of n accounts is stood for by a leaf and random siblings, as many as n leaves give: to a contract
@@ -21,7 +21,6 @@ from eth_utils.crypto import keccak
 
 from averaging.messages import Roster, Seat, SumHashes, Vote
 from benchmarks.contracts import RUN, UNIT, Deployment, Key, Receipt, Settings, reverted, signed
-from benchmarks.report import report
 from dht.envelope import seal
 from dht.identity import Identity
 from ledger.build import MODULES, install
@@ -89,8 +88,13 @@ def anvil() -> Iterator[Anvil]:
             process.kill()
 
 
-def measure(chain: Anvil) -> Iterator[tuple[str, Receipt]]:
-    """Each operation, and the receipt of its transaction."""
+def measure() -> list[dict[str, Any]]:
+    """Each operation, the gas of its transaction, and what it should cost at most."""
+    with anvil() as chain:
+        return [{"operation": name, "gas": receipt.gas, "aim": AIMS.get(name)} for name, receipt in _operations(chain)]
+
+
+def _operations(chain: Anvil) -> Iterator[tuple[str, Receipt]]:
     for name, receipt in chain.found(KEYS[:3], Settings()).items():
         yield f"deploy_{name}", receipt
     yield from _checkpoints(chain)
@@ -194,14 +198,3 @@ def _slashes(chain: Anvil) -> Iterator[tuple[str, Receipt]]:
             f"slash_{name}",
             chain.send("Slashing", "reportMessages", KEYS[2].x, KEYS[2].y, 7, *bodies, signatures, sender=1),
         )
-
-
-def main() -> None:
-    """Measure, print, write `benchmarks/out/gas.json`."""
-    with anvil() as chain:
-        rows = [{"operation": name, "gas": receipt.gas, "aim": AIMS.get(name)} for name, receipt in measure(chain)]
-    report("gas", rows, title="Gas on anvil (prague), optimizer 200 runs")
-
-
-if __name__ == "__main__":
-    main()
