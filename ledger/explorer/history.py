@@ -21,13 +21,13 @@ import msgpack
 from averaging.ballots import Decision
 from averaging.chain import Chain, unpack
 from averaging.record import Record
+from averaging.state_chunks import CHUNK_BYTES
 from dht import merkle
 from dht.envelope import Envelope
 from dht.errors import DataError, ProtocolError, StorageError
 from dht.identity import PeerId
 from dht.wire import decode_as
 
-CHUNK_BYTES = 256 * 1024
 _SECTIONS = ("parameters", "momentum", "scales")
 _HEADER_CAP = 64 << 20
 _ATTEMPTS = 5
