@@ -158,8 +158,8 @@ class Host:
         return self._peer_id
 
     @property
-    def p2p(self) -> Libp2p:
-        """Our libp2p: for a host of `start` the hivemind `P2P` that the DHT node shares with us."""
+    def p2p(self) -> Any:
+        """The hivemind `P2P` that the DHT node shares with us (`dht.daemon.Daemon`), for a host of `start`."""
         return self._daemon
 
     def addresses(self) -> tuple[str, ...]:
