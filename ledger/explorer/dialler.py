@@ -120,7 +120,12 @@ class Dialler:
         async with host.run(listen_addrs=[]), trio.open_nursery() as nursery:
             self._host, self._nursery, self._token = host, nursery, trio.lowlevel.current_trio_token()
             self._ready.set_result(None)
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(_CLOSE_SECONDS) as closing:
+                    closing.shield = True
+                    await host.close()
 
     def _ended(self, outcome: Any) -> None:
         self._over.set()

@@ -7,6 +7,7 @@ long is named with the reason, and the next one is asked.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ async def _dialled(address: str) -> AsyncIterator[tuple[Host, Identity, PeerId]]
 
     One for each peer: py-libp2p does not dial a peer again within minutes of a failure.
     """
+    logging.getLogger("dht.host").setLevel(logging.ERROR)  # what was refused is in the report
     me = Identity.generate()
     host = await Host.over(await Dialler.launch(me), me.peer_id)
     try:
