@@ -243,6 +243,24 @@ async def test_when_nobody_can_be_reached_the_command_says_who_was_tried(explore
     assert f"{address}: refused" in json.loads(err)["error"]
 
 
+async def test_without_py_libp2p_the_command_says_what_to_install(explore: Explore, tmp_path: Path):
+    (tmp_path / "libp2p.py").write_text("raise ImportError('not here')")
+    code, report, err = await explore("verify", "1", "--peer", f"/ip4/127.0.0.1/tcp/1/p2p/{PEERS[1]}")
+    assert (code, report) == (2, None)
+    assert "pip install libp2p" in json.loads(err)["remedy"]
+
+
+async def test_nothing_else_imports_py_libp2p_and_the_light_client_no_hivemind():
+    watched = "print([name for name in ('libp2p', 'trio', 'hivemind') if name in sys.modules])"
+    code = f"import sys, ledger.explorer.cli, ledger.explorer.light\n{watched}\n"
+    code += "import asyncio\nfrom dht.identity import Identity\nfrom ledger.explorer.dialler import Dialler\n"
+    code += "async def main():\n    await (await Dialler.launch(Identity.generate())).shutdown()\n"
+    code += f"asyncio.run(main())\n{watched}\n"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert out.decode().splitlines() == ["[]", "['libp2p', 'trio']"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "founder"),
     [
