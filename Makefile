@@ -1,4 +1,5 @@
-# Everything runs inside .venv, which `make venv` builds; the only prerequisites are make and Python 3.11-3.13.
+# Everything runs inside .venv, which `make venv` builds; the only prerequisites are make, Python 3.11-3.13, and
+# what builds fastecdsa, which py-libp2p needs: a C compiler and the headers of GMP.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
