@@ -169,7 +169,10 @@ def verify(
     peers: FromPeersOptions = None,
     common: CommonOptions = None,
 ) -> int:
-    """Recompute everything that a checkpoint says. Exit code 1 if a number is wrong, 66 if there are no records."""
+    """Recompute everything that a checkpoint says.
+
+    Exit code 1 if a number is wrong, 66 if there are no records, 69 if no peer answers.
+    """
     common = common or Common()
     report = with_session(common, lambda session: check(session, number, model, peers))
     show.emit(report.as_json(), as_json=common.json, human=lambda: _report_tables(report))
