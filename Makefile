@@ -1,4 +1,5 @@
-# Everything runs inside .venv, which `make venv` builds; the only prerequisites are make and Python 3.11-3.13.
+# Everything runs inside .venv, which `make venv` builds; the only prerequisites are make and Python 3.11-3.13; for the
+# tests also what builds fastecdsa, which py-libp2p needs: a C compiler and the headers of GMP.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -34,6 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time this takes a few minutes (PyTorch is large)."
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,bnb,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[libp2p]' || echo \
+		"Without py-libp2p: contribution-explorer --peer and its tests need a C compiler and GMP's headers to install it." >&2
 	@touch $(STAMP)
 
 test: lint types tests ## everything that must pass before a commit lands

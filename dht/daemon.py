@@ -10,9 +10,9 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe
@@ -22,9 +22,8 @@ from hivemind.utils.logging import use_hivemind_log_handler
 from dht.addresses import AddressError, encode, varint
 from dht.errors import ConfigError, UnreachableError
 from dht.identity import PeerId
+from dht.transport import StreamSink
 
-StreamSink: TypeAlias = Callable[[str, bytes, socket.socket, bytes], Awaitable[None]]
-"""Called with protocol, remote peer id, socket and the bytes that were read already."""
 _SHIM = Path(__file__).with_name("die_with_parent.py")
 _START_TIMEOUT = 15.0
 _STOP_TIMEOUT = 3.0

@@ -1,4 +1,4 @@
-"""Our end of the libp2p network: `Transport` over p2pd, in-process on asyncio.
+"""Our end of the libp2p network: `Transport` over p2pd (or another `Libp2p`), in-process on asyncio.
 
 Each (peer, lane) has one outgoing stream, opened when first needed: control for small messages, bulk for chunks.
 A request has a short stream of its own. The sender that a handler sees is the peer that libp2p authenticated.
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dht.addresses import AddressError, parse, require_free
 from dht.clock import Clock, SystemClock
@@ -30,11 +30,8 @@ from dht.limits import BanList, StreamQuota, TokenBucket
 from dht.link import Receiver, Sender
 from dht.request import answer, ask
 from dht.sealed import Channel
-from dht.transport import FrameHandler, Part, RequestHandler
+from dht.transport import FrameHandler, Libp2p, Part, RequestHandler
 from dht.wire import decode_as, encode
-
-if TYPE_CHECKING:
-    from dht.daemon import Daemon
 
 CONTROL, BULK, REQUEST, DIRECT = (f"/murmuration/1/{name}" for name in ("control", "bulk", "request", "direct"))
 OPEN_TIMEOUT = 10.0
@@ -56,12 +53,12 @@ class Relay(StrEnum):
 
 
 class Host:
-    """A running libp2p host; `await Host.start(...)` makes one. Implements `dht.transport.Transport`.
+    """A running libp2p host; `await Host.start(...)` (or `over`) makes one. Implements `dht.transport.Transport`.
 
     `daemon_died` is set when p2pd ended without being asked to; from then on every send raises UnreachableError.
     """
 
-    def __init__(self, daemon: Daemon, peer_id: PeerId, clock: Clock, relays: Sequence[str] = ()) -> None:
+    def __init__(self, daemon: Libp2p, peer_id: PeerId, clock: Clock, relays: Sequence[str] = ()) -> None:
         self._daemon, self._peer_id, self._clock, self._relays = daemon, peer_id, clock, tuple(relays)
         self._on_frame: FrameHandler | None = None
         self._on_request: RequestHandler | None = None
@@ -85,6 +82,8 @@ class Host:
         """How p2pd ended, once it has."""
         self.on_lane_lost: Callable[[PeerId], None] = lambda peer: None
         """Called when a stream to a peer ended that we did not end: it may be gone."""
+        self.on_refused: Callable[[PeerId, ProtocolError], None] = lambda peer, error: None
+        """Called when a peer's stream was refused: by the rules of frames, or by a handler."""
 
     @classmethod
     async def start(
@@ -129,6 +128,8 @@ class Host:
         relays = bootstrap if relay is Relay.USE else ()
         host = cls(daemon, identity.peer_id, clock or SystemClock(), relays)
         try:
+            if daemon.peer_id.to_bytes() != identity.peer_id:
+                raise UnreachableError("the libp2p daemon runs under another identity")
             host._direct = direct
             if direct:
                 host._listener.listen(listen_hosts([place.text for place in places]), direct_port)
@@ -138,9 +139,14 @@ class Host:
             raise
         return host
 
+    @classmethod
+    async def over(cls, libp2p: Libp2p, peer_id: PeerId) -> Host:
+        """A host on a libp2p that runs already under `peer_id`, without a direct lane. `stop` ends that libp2p, too."""
+        host = cls(libp2p, peer_id, SystemClock())
+        await host._begin()
+        return host
+
     async def _begin(self) -> None:
-        if self._daemon.peer_id.to_bytes() != self._peer_id:
-            raise UnreachableError("the libp2p daemon runs under another identity")
         for protocol in (CONTROL, BULK, REQUEST, DIRECT):
             await self._daemon.accept(protocol, self._incoming)
         await self.refresh_addresses()
@@ -152,8 +158,8 @@ class Host:
         return self._peer_id
 
     @property
-    def p2p(self) -> Daemon:
-        """The hivemind `P2P` that the DHT node shares with us."""
+    def p2p(self) -> Any:
+        """The hivemind `P2P` that the DHT node shares with us (`dht.daemon.Daemon`), for a host of `start`."""
         return self._daemon
 
     def addresses(self) -> tuple[str, ...]:
@@ -394,6 +400,7 @@ class Host:
 
     def _refused(self, peer: PeerId, error: ProtocolError) -> None:
         self.counters.refusals[error.refusal] += 1
+        self.on_refused(peer, error)
         banned = self.bans.strike(peer)
         _log.warning("%s: %s%s", peer.short, error.message, "; banned for a while" if banned else "")
         if banned:

@@ -22,12 +22,12 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from averaging.state_chunks import CHUNK_BYTES
 from dht import merkle
 from dht.errors import ConfigError, IncompatibleRunError, ProtocolError, Refusal
 from peer.outer import OuterStep, Vector, require_ieee
 from peer.paging import PagedVector
 
-CHUNK_BYTES = 256 * 1024
 SLICE = CHUNK_BYTES // 4  # float32 elements in one chunk
 SCALE_BLOCK = 4096
 _RELEASE_EVERY = 64  # slices, 2 x 16 MiB
@@ -255,14 +255,6 @@ class CanonicalState:
         self.release()
         head = -(-len(self._header) // CHUNK_BYTES)
         return [*self._leaves[:head], *parameters, *momentum]
-
-
-def check_chunk(data: bytes | memoryview, index: int, count: int, path: Sequence[bytes], root: bytes) -> bytes:
-    """Leaf hash of a chunk that came with a proof. Raises ProtocolError (BAD_HASH) unless it leads to `root`."""
-    leaf = merkle.leaf_hash(data)
-    if merkle.root_from_proof(leaf, index, count, path) != root:
-        raise ProtocolError(Refusal.BAD_HASH, f"the proof of chunk {index} does not lead to the certified root")
-    return leaf
 
 
 def _leaves(array: Vector) -> list[bytes]:

@@ -42,7 +42,6 @@ def import_everything_with_messages() -> None:
     for package in (dht, averaging):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    importlib.import_module("peer.catch_up")
 
 
 def table(page: Path, first_column: str) -> list[list[str]]:
@@ -95,7 +94,7 @@ def expected_messages() -> list[list[str]]:
     return [
         [f"`{tag:#04x}`", f"`{row.cls.__name__}`", fields_of(row.cls), str(row.cap)]
         for tag, row in sorted(REGISTRY.items())
-        if row.cls.__module__.partition(".")[0] in ("dht", "averaging", "peer")  # tests may register their own
+        if row.cls.__module__.partition(".")[0] in ("dht", "averaging")  # tests may register their own
     ]
 
 

@@ -1,4 +1,4 @@
-"""A peer's certified records and models, read from its data folder or from a file, and checked like a stranger's.
+"""A peer's certified records, read from its data folder or from a file, and checked like a stranger's.
 
     DATA_DIR/state/RUN/rounds/00000012/    index.json (names of chain segments), state.bin, leaves.bin
     DATA_DIR/state/RUN/chain/              segments: msgpack lists of frames, named by position and SHA-256
@@ -10,40 +10,39 @@ records is such a list as well: one segment, or several one after the other. Not
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import msgpack
 
 from averaging.ballots import Decision
 from averaging.chain import Chain, unpack
 from averaging.record import Record
-from dht import merkle
 from dht.envelope import Envelope
 from dht.errors import DataError, ProtocolError, StorageError
 from dht.identity import PeerId
 from dht.wire import decode_as
 
-CHUNK_BYTES = 256 * 1024
-_SECTIONS = ("parameters", "momentum", "scales")
-_HEADER_CAP = 64 << 20
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class History:
-    """The chain of a run as found at `place`, every signature checked; `founder_known`: a manifest named it."""
+    """The chain of a run as found at `place`, every signature checked.
 
-    place: Path
+    `place` is None when peers sent it, and `founder_known` says that the caller named the founder.
+    """
+
+    place: Path | None
     chain: Chain
     frames: tuple[bytes, ...]
     founder_known: bool
 
     def refreshed(self) -> History:
         """What is there now: only what is new is checked, unless the peer went over to another branch."""
+        if self.place is None:
+            return self
         frames = tuple(_frames(self.place))
         if frames[: len(self.frames)] != self.frames:
             founder = self.chain.founder if self.founder_known else None
@@ -56,15 +55,15 @@ class History:
         """Records of these rounds. Raises DataError when the chain does not reach them."""
         if last > self.chain.head.round:
             raise DataError(
-                f"{self.place} has records up to round {self.chain.head.round}, not {last}",
+                f"{self.place or 'the chain at hand'} has records up to round {self.chain.head.round}, not {last}",
                 remedy="give --records the data folder of a peer that has taken part longer, or let yours catch up",
             )
         return [self.chain.record(round_) for round_ in range(first, last + 1)]
 
     def model(self, round_: int) -> Path | None:
         """The state's file of a round, if it is kept here."""
-        path = self.place / "rounds" / f"{round_:08d}" / "state.bin"
-        return path if path.is_file() else None
+        path = self.place / "rounds" / f"{round_:08d}" / "state.bin" if self.place else None
+        return path if path is not None and path.is_file() else None
 
 
 def open_history(place: Path, run: bytes, founder: PeerId | None = None) -> History:
@@ -105,38 +104,6 @@ def founder_of(manifest: Path) -> PeerId:
         return PeerId.parse(tomllib.loads(manifest.read_text())["run"]["founder"])
     except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
         raise DataError(f"cannot read the founder from {manifest}: {error}", remedy="give --run the run.toml") from None
-
-
-def model_root(path: Path, run: bytes) -> bytes:
-    """Recompute the state root of a state's file from its bytes alone: SHA-256 over all chunks (docs/protocol.md).
-
-    Raises StorageError for a file of another form, or of another run.
-    """
-    try:
-        with path.open("rb") as file:
-            header, size = _header(file.read(_HEADER_CAP))
-        counts = [int(count) for name, kind, count in header["sections"] if kind == "<f4" and name in _SECTIONS]
-        if header["magic"] != "murmuration/state" or header["run"] != run or len(counts) != len(_SECTIONS):
-            raise ValueError("it is no state of this run")
-        sizes = [size, *(4 * count for count in counts)]
-        if sum(sizes) != path.stat().st_size:
-            raise ValueError(f"it has {path.stat().st_size} bytes, not {sum(sizes)}")
-        return merkle.root(list(_leaves(path, sizes)))
-    except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-        raise StorageError(f"the model file {path}: {error}", remedy="download or copy it again") from None
-
-
-def _header(data: bytes) -> tuple[dict[str, Any], int]:
-    unpacker = msgpack.Unpacker(max_buffer_size=_HEADER_CAP)
-    unpacker.feed(data)
-    return unpacker.unpack(), unpacker.tell()
-
-
-def _leaves(path: Path, sizes: Sequence[int]) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for size in sizes:
-            for start in range(0, size, CHUNK_BYTES):
-                yield merkle.leaf_hash(file.read(min(CHUNK_BYTES, size - start)))
 
 
 def _frames(place: Path) -> list[bytes]:

@@ -13,6 +13,7 @@ from platformdirs import user_cache_path, user_data_path
 
 from dht.errors import ConfigError
 
+PEERS = Group("Records from peers", sort_key=89)
 COMMON = Group("Where things are", sort_key=90)
 OUTPUT = Group("Output", sort_key=91)
 
@@ -67,6 +68,23 @@ class Common:
         return default if (default / "state").is_dir() else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromPeers:
+    """Options of the commands that need records, and can have them from peers."""
+
+    peer: Annotated[
+        tuple[str, ...],
+        _option(
+            PEERS, "Multiaddress of a peer (/ip4/.../tcp/.../p2p/...) to ask instead of a folder; repeat for more."
+        ),
+    ] = ()
+    founder: Annotated[
+        str | None, _option(PEERS, "Peer id of the run's founder.", show_default=lambda _: "that of --run")
+    ] = None
+    peer_timeout: Annotated[float, _option(PEERS, "Seconds that one peer may take for one thing.")] = 300.0
+
+
+FromPeersOptions = Annotated[FromPeers | None, Parameter(name="*")]
 CommonOptions = Annotated[Common | None, Parameter(name="*")]
 
 

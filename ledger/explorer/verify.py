@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from averaging.forks import committee_of
 from averaging.record import Record
 from dht import merkle
 from dht.errors import MurmurationError, ProtocolError, StorageError
@@ -19,8 +20,12 @@ from ledger.books import Books
 from ledger.checkpoint import NOTHING, Checkpoint
 from ledger.eip712 import Domain
 from ledger.explorer.facts import Epoch
-from ledger.explorer.history import History, model_root
+from ledger.explorer.history import History
+from ledger.explorer.states import model_root
 from ledger.rewards import Constants
+
+if TYPE_CHECKING:
+    from ledger.explorer.light import LightClient, Served
 
 Verdict = Literal["ok", "bad", "unchecked"]
 
@@ -54,6 +59,8 @@ class Report:
     signatures: tuple[Signature, ...]
     missing: tuple[str, ...]
     """Attestors whose signature is not on it."""
+    served: tuple[Served, ...] = ()
+    """Which peers were asked, for what, and what came of it."""
 
     @property
     def good(self) -> bool:
@@ -71,6 +78,7 @@ class Report:
             "findings": [asdict(finding) for finding in self.findings],
             "signatures": [asdict(signature) for signature in self.signatures],
             "missing": list(self.missing),
+            "served": [asdict(served) for served in self.served],
         }
 
 
@@ -133,7 +141,9 @@ def check_records(
 ) -> list[Finding]:
     """Data root, model root, and the whole tally since the founding, recomputed from certified records."""
     if history is None:
-        return [_unchecked(what, "no records: give --records") for what in ("records", "data root", "tally root")]
+        return [
+            _unchecked(what, "no records: give --records, or --peer") for what in ("records", "data root", "tally root")
+        ]
     header = epoch.header
     try:
         records = history.records(header.first_round, header.last_round)
@@ -185,6 +195,22 @@ def check_model(epoch: Epoch, path: Path | None, run: bytes) -> Finding:
     return _same(
         "model file", found, epoch.header.model_root, f"{path.stat().st_size:,} bytes of {path.name} have this root"
     )
+
+
+async def check_fetched_model(epoch: Epoch, history: History, client: LightClient) -> Finding:
+    """The model's chunks as peers serve them, hashed anew."""
+    claimed, last = epoch.header.model_root, epoch.header.last_round
+    try:
+        found = await client.model(claimed)
+    except StorageError as error:
+        return Finding("model file", "bad", f"what has the root 0x{claimed.hex()} is no state: {error.message}")
+    if found is not None:
+        return _same("model file", found, claimed, "is that of all chunks, as peers served them")
+    committee, certificate = committee_of(history.chain, last), history.chain.link(last)[1]
+    signed = f"{len(certificate.signers)} of {len(committee)} of its committee signed the record with its root"
+    lacking = all(served.verdict == "lacks" for served in client.served if served.what == "model")
+    why = "no peer that was asked has it any more" if lacking else "no peer that was asked gave all of it"
+    return _unchecked("model file", f"the model of round {last}: {why}; {signed}")
 
 
 def check_hub(epoch: Epoch, slot: Sequence[Any] | None) -> Finding:

@@ -15,7 +15,7 @@ from averaging.record import Record
 from dht.errors import DataError, MurmurationError, StorageError
 from dht.wire import decode_as, encode
 from ledger import signatures
-from ledger.explorer import facts, history, recompute, verify, wiring
+from ledger.explorer import facts, history, recompute, states, verify, wiring
 from ledger.explorer.commands.records import check
 from ledger.explorer.options import Common
 from ledger.explorer.session import Session
@@ -152,7 +152,7 @@ def test_a_changed_byte_of_the_model_is_found(world: World, tmp_path: Path, plac
 def test_a_file_that_is_no_model_says_so(tmp_path: Path, data: bytes):
     (tmp_path / "state.bin").write_bytes(data)
     with pytest.raises(StorageError, match=r"state\.bin"):
-        history.model_root(tmp_path / "state.bin", RUN)
+        states.model_root(tmp_path / "state.bin", RUN)
 
 
 def test_a_changed_record_is_not_certified(world: World, tmp_path: Path):

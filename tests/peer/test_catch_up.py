@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from averaging import state_chunks
+from averaging.state_chunks import ChunkRequest, Leaves, LeavesRequest, StateChunk
 from dht.errors import IncompatibleRunError, ProtocolError, UnreachableError
 from dht.wire import decode, encode
-from peer import catch_up
-from peer.catch_up import CatchUp, ChunkRequest, Donor, Leaves, LeavesRequest, StateChunk
+from peer.catch_up import CatchUp, Donor
 from peer.state import CanonicalState, StateSchema
 from peer.store import StateStore
 from tests.peer.swarm_in_process import Network, identity, until
@@ -170,7 +171,7 @@ async def test_wrong_leaves_ban_their_donor(wrong: str, new: CanonicalState, tmp
 
 
 async def test_leaves_come_in_pages(new: CanonicalState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catch_up, "_LEAVES_PER_REPLY", 4)
+    monkeypatch.setattr(state_chunks, "LEAVES_PER_REPLY", 4)
     world = World(tmp_path, new)
     state = changed(new, [1, 11])
     assert await world.catch_up.run(state)

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from averaging.state_chunks import CHUNK_BYTES, check_chunk
 from dht import merkle
 from dht.errors import ConfigError, IncompatibleRunError, ProtocolError, Refusal, RoundError, StorageError
 from peer.outer import OuterStep
-from peer.state import CHUNK_BYTES, CanonicalState, StateSchema, check_chunk
+from peer.state import CanonicalState, StateSchema
 
 RUN = bytes(range(32))
 SCHEMA = StateSchema(RUN, ("a", "b.weight"), ((300, 700), (11,)))

@@ -10,24 +10,30 @@ from cyclopts import Parameter
 from dht.errors import DataError, EvidenceError
 from dht.identity import PeerId
 from ledger.explorer import show
-from ledger.explorer.options import Common, CommonOptions
+from ledger.explorer.options import Common, CommonOptions, FromPeers, FromPeersOptions
 from ledger.explorer.session import Session, with_session
 from ledger.indexer.node import address_of
 
 if TYPE_CHECKING:
     from ledger.explorer.facts import Epoch
+    from ledger.explorer.light import LightClient
     from ledger.explorer.verify import Report
 
 EpochNumber = Annotated[int, Parameter(name="E", help="Number of the epoch.")]
 
 
 def round_(
-    number: Annotated[int, Parameter(name="R", help="Number of the round.")], /, *, common: CommonOptions = None
+    number: Annotated[int, Parameter(name="R", help="Number of the round.")],
+    /,
+    *,
+    peers: FromPeersOptions = None,
+    common: CommonOptions = None,
 ) -> int:
     """Show one round's record: survivors, weights, and who signed it. Needs records, no chain."""
     common = common or Common()
 
     async def work(session: Session) -> dict[str, Any]:
+        await fetch_records(session, peers, number)
         return describe_round(session, number)
 
     found = with_session(common, work, sync=False)
@@ -104,6 +110,7 @@ def proof(
     /,
     *,
     epoch: Annotated[int, Parameter(help="Epoch of the checkpoint.", show_default=lambda _: "the newest")] = 0,
+    peers: FromPeersOptions = None,
     common: CommonOptions = None,
 ) -> int:
     """Prove what a peer had earned by an epoch: the leaf and its path, as RewardPool.claim takes them."""
@@ -112,7 +119,9 @@ def proof(
     async def work(session: Session) -> dict[str, Any]:
         if not session.epochs:
             raise DataError("there is no checkpoint yet", remedy="wait for the first one")
-        return prove(session, who, session.epoch(epoch) if epoch else session.epochs[-1])
+        which = session.epoch(epoch) if epoch else session.epochs[-1]
+        await fetch_records(session, peers, which.header.last_round)
+        return prove(session, who, which)
 
     found = with_session(common, work)
     rows = [("epoch", found["epoch"]), ("account", found["account"]), ("cumulative", f"{found['cumulative']} units")]
@@ -157,11 +166,15 @@ def verify(
         Path | None, Parameter(help="The model's state.bin.", show_default=lambda _: "that of the records, if kept")
     ] = None,
     strict: Annotated[bool, Parameter(negative=(), help="What could not be checked counts as wrong.")] = False,
+    peers: FromPeersOptions = None,
     common: CommonOptions = None,
 ) -> int:
-    """Recompute everything that a checkpoint says. Exit code 1 if a number is wrong, 66 if there are no records."""
+    """Recompute everything that a checkpoint says.
+
+    Exit code 1 if a number is wrong, 66 if there are no records, 69 if no peer answers.
+    """
     common = common or Common()
-    report = with_session(common, lambda session: check(session, number, model))
+    report = with_session(common, lambda session: check(session, number, model, peers))
     show.emit(report.as_json(), as_json=common.json, human=lambda: _report_tables(report))
     if not report.good or (strict and not report.complete):
         return EvidenceError.exit_code
@@ -169,8 +182,22 @@ def verify(
     return DataError.exit_code if unread else 0
 
 
-async def check(session: Session, number: int, model: Path | None = None) -> Report:
-    """All checks of one epoch with what is at hand."""
+async def fetch_records(session: Session, peers: FromPeers | None, round_: int) -> LightClient | None:
+    """Let the session have the records up to a round from peers, if that is wanted; then who can be asked for more.
+
+    Raises ConfigError, UnreachableError when no peer answered, and DataError when none gave records that hold.
+    """
+    from ledger.explorer.light import light_client
+
+    client = light_client(session.common, peers or FromPeers(), session.deployment.run_id)
+    if client is not None:
+        session.__dict__["history"] = None  # not that of this machine's peer
+        session.__dict__["history"] = await client.records(round_)
+    return client
+
+
+async def check(session: Session, number: int, model: Path | None = None, peers: FromPeers | None = None) -> Report:
+    """All checks of one epoch with what is at hand, or with what peers serve."""
     from ledger.eip712 import Domain
     from ledger.explorer import facts
     from ledger.explorer import verify as checks
@@ -178,6 +205,7 @@ async def check(session: Session, number: int, model: Path | None = None) -> Rep
 
     epoch = session.epoch(number)
     before = next((each for each in session.epochs if each.number == number - 1), None)
+    client = await fetch_records(session, peers, epoch.header.last_round)
     history, run = session.history, session.deployment.run_id
     attestors = facts.attestors_at(session.index, epoch, await session.attestors())
     domain = Domain(session.deployment.chain_id, bytes.fromhex(address_of(session.deployment, "CheckpointHub")[2:]))
@@ -185,14 +213,19 @@ async def check(session: Session, number: int, model: Path | None = None) -> Rep
     signed, by, missing = checks.check_signatures(epoch, rvs, attestors, domain, _names(session))
     path = model or (history.model(epoch.header.last_round) if history else None)
     slot = await session.view_or_none("CheckpointHub", "slot", number)
+    if client is not None and history is not None and path is None:
+        kept = await checks.check_fetched_model(epoch, history, client)
+    else:
+        kept = checks.check_model(epoch, path, run)
     findings = [
         *checks.check_header(epoch, before, run),
         *signed,
         *checks.check_records(epoch, history, session.books.constants if session.books else None, fees_of(session)),
-        checks.check_model(epoch, path, run),
+        kept,
         checks.check_hub(epoch, list(slot.values()) if slot else None),
     ]
-    return checks.Report(number, tuple(findings), tuple(by), tuple(missing))
+    served = tuple(client.served) if client else ()
+    return checks.Report(number, tuple(findings), tuple(by), tuple(missing), served)
 
 
 async def _signatures_of(session: Session, epoch: Epoch) -> list[bytes] | None:
@@ -236,6 +269,9 @@ def _report_tables(report: Report) -> list[Any]:
             for each in report.signatures
         ]
         parts += ["", show.table(("#", "SIGNED BY", "PEER", "WEIGHT", "SIGNATURE"), rows)]
+    if report.served:
+        asked = [(show.state(each.verdict), each.what, each.address, each.text) for each in report.served]
+        parts += ["", show.table(("", "ASKED FOR", "PEER", ""), asked)]
     if report.missing:
         parts += ["", "not signed by " + ", ".join(report.missing)]
     return parts
