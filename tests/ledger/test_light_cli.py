@@ -247,7 +247,7 @@ async def test_without_py_libp2p_the_command_says_what_to_install(explore: Explo
     (tmp_path / "libp2p.py").write_text("raise ImportError('not here')")
     code, report, err = await explore("verify", "1", "--peer", f"/ip4/127.0.0.1/tcp/1/p2p/{PEERS[1]}")
     assert (code, report) == (2, None)
-    assert "pip install libp2p" in json.loads(err)["remedy"]
+    assert "pip install 'murmuration[libp2p]'" in json.loads(err)["remedy"]
 
 
 async def test_nothing_else_imports_py_libp2p_and_the_light_client_no_hivemind():
