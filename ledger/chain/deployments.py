@@ -41,6 +41,8 @@ class Deployment:
         for address in contracts.values():
             if len(bytes.fromhex(address.removeprefix("0x"))) != 20:
                 raise ValueError(f"{address} is no address")
+        if len({address.lower() for address in contracts.values()}) < len(contracts):
+            raise ValueError("two contracts are at one address")
         run_id = bytes.fromhex(found["run_id"].removeprefix("0x"))
         return cls(int(found["chain_id"]), contracts, int(found["block"]), tuple(map(str, found["rpc"])), run_id)
 
