@@ -6,7 +6,7 @@ const EVERY = 5000; // milliseconds
 async function refresh() {
   const said = document.getElementById("freshness");
   try {
-    const answer = await fetch("/", { cache: "no-store" });
+    const answer = await fetch("/", { cache: "no-store", signal: AbortSignal.timeout(EVERY) });
     if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const section of document.querySelectorAll("main > section")) {

@@ -105,9 +105,9 @@ def render(values: dict[str, Any]) -> str:
     parts = {
         "RUN": escape(status["run"][:16]),
         "STATUS": _definitions(_status_rows(status, unit)),
-        "EPOCHS": _table("Checkpoints", *_epoch_rows(values["epochs"], unit)),
+        "EPOCHS": _table("What is anchored on the chain, newest first", *_epoch_rows(values["epochs"], unit)),
         "LEADERBOARD": _table("Who contributed what", *_ranking_rows(values["leaderboard"])),
-        "PEERS": _table("Peers", *_peer_rows(values["peers"], unit)),
+        "PEERS": _table("Everybody who enrolled, trained or claimed", *_peer_rows(values["peers"], unit)),
         "PLOTS": "".join(f"<figure>{svg}</figure>" for svg in _pictures(values["plots"]))
         or "<p>Nothing to draw yet.</p>",
     }
@@ -216,21 +216,31 @@ def _definitions(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name.strip())}</th>' for name in columns)
-    body = (
-        "".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-            + "</tr>"
-            for row in rows
-        )
-        or f'<tr><td colspan="{len(columns)}">none yet</td></tr>'
-    )
+    kinds = [_kind([row[place] for row in rows]) for place in range(len(columns))]
+    named = zip(columns, kinds, strict=True)
+    head = "".join(f'<th scope="col"{kind}>{escape(name.strip())}</th>' for name, kind in named)
+    body = "".join(f"<tr>{_cells(row, kinds)}</tr>" for row in rows)
+    none = f'<tr><td colspan="{len(columns)}">none yet</td></tr>'
     label = escape(caption)
     return (
         f'<div class="wide" role="region" aria-label="{label}" tabindex="0"><table><caption>{label}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body or none}</tbody></table></div>"
     )
+
+
+def _cells(row: Sequence[str], kinds: Sequence[str]) -> str:
+    first, *rest = zip(row, kinds, strict=True)
+    return f'<th scope="row"{first[1]}>{escape(first[0])}</th>' + "".join(
+        f"<td{kind}>{escape(cell)}</td>" for cell, kind in rest
+    )
+
+
+def _kind(cells: Sequence[str]) -> str:
+    """The class of a column: numbers are aligned, long names may break anywhere."""
+    if cells and all(map(show.is_numeric, cells)):
+        return ' class="number"'
+    longest = max(map(len, cells), default=0)
+    return ' class="id hash"' if longest > 60 else ' class="id"' if longest >= 40 else ""
 
 
 def _handler(answers: dict[str, tuple[str, bytes]]) -> type[BaseHTTPRequestHandler]:

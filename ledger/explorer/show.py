@@ -63,7 +63,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     made = Table(box=None, title=title or None, title_justify="left", pad_edge=False, header_style="bold")
     for place, name in enumerate(columns):
         texts = [str(row[place]) for row in cells]
-        numeric = bool(texts) and all(_numeric(text) for text in texts)
+        numeric = bool(texts) and all(is_numeric(text) for text in texts)
         made.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
         made.add_row(*row)
@@ -144,5 +144,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _numeric(text: str) -> bool:
+def is_numeric(text: str) -> bool:
+    """Whether a cell holds a number, a range of them, or a dash: such columns are aligned to the right."""
     return bool(text) and text.strip("<%,.-–0123456789") == ""

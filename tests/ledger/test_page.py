@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +12,7 @@ from dht.errors import ConfigError
 from ledger.explorer import page
 from ledger.explorer.page import Site
 from ledger.indexer.abi import Interface
+from tests.ledger.served import get, get_json, served_epoch, serving
 from tests.ledger.test_verify import session_of
 from tests.ledger.world import PEERS, World, small_run
 
@@ -69,31 +65,8 @@ def world(tmp_path: Path, interface: Interface) -> World:
 @pytest.fixture
 async def site(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setattr("ledger.explorer.live.POLL", 0.05)
-    session = session_of(world, tmp_path)
-    await session.sync()
-    await session.learn()
-    made, stop, ready = Site(session, 0), asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(made.run(stop, ready.set))
-    await asyncio.wait_for(ready.wait(), 20)
-    yield made
-    stop.set()
-    await asyncio.wait_for(task, 20)
-    session.index.close()
-
-
-async def get(site: Site, path: str, host: str | None = None, method: str = "GET") -> tuple[int, Any, bytes]:
-    def ask() -> tuple[int, Any, bytes]:
-        request = urllib.request.Request(site.url + path.lstrip("/"), method=method)
-        if host is not None:
-            request.add_header("Host", host)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.headers, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.headers, error.read()
-
-    return await asyncio.to_thread(ask)
+    async with serving(world, tmp_path) as made:
+        yield made
 
 
 async def test_the_page_is_whole_without_a_script(site: Site):
@@ -139,11 +112,8 @@ async def test_nothing_comes_from_elsewhere(site: Site):
 
 
 async def test_the_same_facts_are_json(site: Site):
-    found = {}
-    for name in ("status", "epochs", "leaderboard", "peers", "slashes", "plots"):
-        code, headers, body = await get(site, f"/api/{name}")
-        assert code == 200 and headers["Content-Type"] == "application/json"
-        found[name] = json.loads(body)
+    names = ("status", "epochs", "leaderboard", "peers", "slashes", "plots")
+    found = {name: await get_json(site, name) for name in names}
     assert found["status"]["epoch"] == 2 and found["status"]["enrolled"] == 3
     assert [row["epoch"] for row in found["epochs"]] == [2, 1]
     assert sum(row["share"] for row in found["leaderboard"]) == pytest.approx(1)
@@ -157,9 +127,7 @@ async def test_the_same_facts_are_json(site: Site):
 
 async def test_it_follows_the_chain(site: Site, world: World):
     world.checkpoint()
-    async with asyncio.timeout(20):
-        while json.loads((await get(site, "/api/status"))[2])["epoch"] != 3:
-            pass  # each look is an answer of the server, which goes on meanwhile
+    await served_epoch(site, 3)
 
 
 async def test_others_are_turned_away(site: Site):
@@ -180,5 +148,5 @@ async def test_a_taken_port_is_an_error(site: Site, world: World, tmp_path: Path
 def test_what_strangers_wrote_is_text():
     values = {"status": None, "leaderboard": [], "peers": [], "epochs": [], "plots": [], "slashes": []}
     nasty = '<script>alert("x")</script>'
-    assert values and "<script>" not in page._table(nasty, [nasty], [[nasty, nasty]])
+    assert values and "<script>" not in page._table(nasty, [nasty, nasty], [[nasty, nasty]])
     assert "<script>" not in page._definitions([(nasty, nasty)])
