@@ -64,7 +64,7 @@ def _type_hash(type_: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Base of the signed structs. `bytes32` members are bytes, `uintN` members are ints."""
+    """Base of the signed structs. `bytes32` and `address` members are bytes (32, 20), `uintN` members are ints."""
 
     TYPE: ClassVar[str]
 
@@ -104,19 +104,24 @@ class Struct:
         return keccak(b"\x19\x01" + domain.separator() + self.hash())
 
 
+_BYTES = {"bytes32": WORD, "address": ADDRESS_BYTES}
+
+
 def _word(kind: str, value: bytes | int) -> bytes:
-    if kind == "bytes32":
-        if not isinstance(value, bytes) or len(value) != WORD:
-            raise ValueError(f"{value!r} is not 32 bytes")
-        return value
+    if (size := _BYTES.get(kind)) is not None:
+        if not isinstance(value, bytes) or len(value) != size:
+            raise ValueError(f"{value!r} is not {size} bytes")
+        return value.rjust(WORD, b"\0")
     if isinstance(value, bytes) or not 0 <= value < 1 << int(kind.removeprefix("uint")):
         raise ValueError(f"{value!r} is not a {kind}")
     return value.to_bytes(WORD, "big")
 
 
 def _value(kind: str, word: bytes, name: str) -> bytes | int:
-    if kind == "bytes32":
-        return word
+    if (size := _BYTES.get(kind)) is not None:
+        if any(word[:-size]):
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{name} is no {kind}")
+        return word[-size:]
     value = int.from_bytes(word, "big")
     if value >> int(kind.removeprefix("uint")):
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"{name} is no {kind}")

@@ -14,7 +14,7 @@ from cyclopts.config import Env
 
 from dht import command_line
 from ledger.devnet import app as devnet
-from ledger.explorer.commands import deploy, files, live, money, network, people, records, report
+from ledger.explorer.commands import deploy, files, live, money, network, people, records, registry, report, verdicts
 
 _LOOK = Group("Look", sort_key=1)
 _CHECK = Group("Check and take along", sort_key=2)
@@ -46,12 +46,18 @@ def application() -> App:
         live.serve,
     )
     check: tuple[Callable[..., int], ...] = (records.verify, records.proof, files.export, files.plot, network.index)
-    do: tuple[Callable[..., int], ...] = (money.enrol, report.report, deploy.deploy)
+    do: tuple[Callable[..., int], ...] = (
+        registry.enrol,
+        registry.rotate_key,
+        registry.set_metadata,
+        report.report,
+        deploy.deploy,
+    )
     for commands, group in ((look, _LOOK), (check, _CHECK), (do, _DO)):
         for command in commands:
             app.command(command, group=group)
     app.command(records.round_, name="round", group=_LOOK)
-    for family in (money.rewards, money.stake, money.usage, deploy.wallet, devnet):
+    for family in (money.rewards, money.stake, money.usage, verdicts.verdict, deploy.wallet, devnet):
         family.group = (_DO,)
         app.command(family)
     return app

@@ -198,6 +198,24 @@ def slashes(index: Index) -> list[dict[str, Any]]:
     return rows
 
 
+def verdicts(index: Index, now: float) -> list[dict[str, Any]]:
+    """Every verdict that was proposed: `open` during its delay, then `due`, at last `vetoed` or `executed`."""
+    vetoed = {row["id"] for row in index.events("VerdictVetoed")}
+    executed = {row["id"]: row for row in index.events("VerdictExecuted")}
+    rows = []
+    for row in index.events("VerdictProposed"):
+        name, since = row["id"], int(row["executable_at"])
+        done = executed.get(name)
+        state = "executed" if done else "vetoed" if name in vetoed else "due" if now >= since else "open"
+        rows.append(
+            {"id": name, "state": state, "key": row["key"], "bps": int(row["bps"]), "epoch": int(row["epoch"])}
+            | {"evidence": row["evidence"], "time": row["timestamp"], "executable_at": since}
+            | {"wallet": done and done["wallet"], "amount": done and str(done["amount"])}
+            | {"tx": row["tx"], "block": row["block"], "status": row["status"]}
+        )
+    return rows
+
+
 def usage(index: Index) -> list[dict[str, Any]]:
     """Every usage fee and where its parts went."""
     parts = ("amount", "contributors", "data_providers", "attestors", "treasury")

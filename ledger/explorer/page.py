@@ -182,6 +182,8 @@ def _ranking_rows(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[S
 
 
 def _peer_rows(rows: Sequence[dict[str, Any]], unit: str) -> tuple[Sequence[str], list[Sequence[str]]]:
+    from ledger.explorer.commands import people as commands
+
     columns = (
         "Key address",
         "Peer",
@@ -196,7 +198,7 @@ def _peer_rows(rows: Sequence[dict[str, Any]], unit: str) -> tuple[Sequence[str]
         (
             row["key"],
             row["peer"] or "–",
-            row["wallet"] or "not enrolled",
+            commands.wallet_words(row),
             show.amount(row["stake"]),
             "–" if row["rounds"] is None else show.count(row["rounds"]),
             "–" if row["tokens"] is None else show.count(row["tokens"]),

@@ -23,6 +23,8 @@ class Peer:
     key: str
     peer: str | None = None
     wallet: str | None = None
+    former_of: str | None = None
+    """The wallet that had this key before it rotated to another one: it is still paid what the key earned."""
     stake: int = 0
     unbonding: int = 0
     unlock_at: int = 0
@@ -57,13 +59,14 @@ def peers(session: Session) -> list[Peer]:
             entry.key,
             str(entry.peer) if entry.peer else None,
             entry.wallet,
-            entry.stake,
-            entry.unbonding,
-            entry.unlock_at,
-            entry.slashed,
-            entry.since,
-            entry.metadata,
+            stake=entry.stake,
+            unbonding=entry.unbonding,
+            unlock_at=entry.unlock_at,
+            slashed=entry.slashed,
+            since=entry.since,
+            metadata=entry.metadata,
         )
+        found |= {key: Peer(key, former_of=entry.wallet) for key in entry.former_keys}
     for account, units in facts.claims(session.index).items():
         found.setdefault(account, Peer(account)).claimed = units
     newest = session.epochs[-1].number if session.epochs else 0

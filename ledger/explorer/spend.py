@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Group, Parameter
 
 from dht.errors import ConfigError, IdentityError, MurmurationError, UnreachableError
 from ledger.explorer import show, wiring
-from ledger.explorer.options import parse_address
+from ledger.explorer.options import Common, parse_address
 from ledger.indexer.node import address_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class WalletOptions:
         return parse_address(f"0x{text.removeprefix('0x')}", "keystore's address")
 
 
+Amount = Annotated[str, Parameter(name="AMOUNT", help="In tokens, for instance 12.5.")]
 WalletChoice = Annotated[WalletOptions | None, Parameter(name="*")]
 
 
@@ -82,6 +83,10 @@ class Step:
     contract: str
     function: str
     arguments: tuple[Any, ...]
+
+
+Plan: TypeAlias = Callable[["Session", WalletOptions], Awaitable[Sequence[Step]]]
+"""What a command would send, given the session and who sends."""
 
 
 async def carry_out(session: Session, steps: Sequence[Step], wallet: WalletOptions) -> list[dict[str, Any]]:
@@ -102,6 +107,20 @@ async def carry_out(session: Session, steps: Sequence[Step], wallet: WalletOptio
             row |= {"tx": receipt["transactionHash"], "block": int(receipt["blockNumber"], 16)}
             row["gas"] = int(receipt["gasUsed"], 16)
     return rows
+
+
+def send(plan: Plan, wallet: WalletOptions | None, common: Common | None) -> int:
+    """A command that makes its plan and carries it out; prints what came of it."""
+    from ledger.explorer.session import with_session
+
+    wallet, common = wallet or WalletOptions(), common or Common()
+
+    async def work(session: Session) -> list[dict[str, Any]]:
+        return await carry_out(session, await plan(session, wallet), wallet)
+
+    rows = with_session(common, work)
+    show.emit(rows, as_json=common.json, human=lambda: outcome(rows, wallet))
+    return 0
 
 
 async def _try(session: Session, rows: list[dict[str, Any]], sender: str) -> list[dict[str, Any]]:
@@ -169,3 +188,14 @@ def parse_amount(text: str) -> int:
         raise ConfigError(f"{text!r} is no amount", remedy="an amount is in tokens, for instance 100 or 12.5")
     whole, _, part = text.partition(".")
     return int(whole) * show.UNIT + int(part.ljust(18, "0"))
+
+
+def parse_bytes32(text: str, what: str) -> bytes:
+    """32 bytes of 0x hex. Raises ConfigError."""
+    try:
+        value = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise ConfigError(f"{what} {text!r} is not 32 bytes", remedy="give 0x and 64 hexadecimal digits")
+    return value

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,114 +14,11 @@ from dht.envelope import seal
 from dht.identity import Identity
 from dht.wire import encode
 from ledger import evidence, signatures
-from ledger.books import Books
-from ledger.chain.rpc import RpcPool
 from ledger.chain.wallet import Wallet
-from ledger.checkpoint import NOTHING, Checkpoint
-from ledger.eip712 import Domain
-from ledger.explorer import cli, wiring
 from ledger.explorer.people import text_address
-from ledger.indexer.abi import Interface
-from ledger.rewards import Constants
 from tests.ledger.fake_chain import RUN
-from tests.ledger.world import IDENTITIES, PEERS, UNIT, World
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@dataclass
-class Net:
-    """A devnet of its own whose attestors are the world's peers, and how to run commands against it."""
-
-    ready: dict[str, Any]
-    folder: Path
-    world: World
-    capsys: Any = None
-
-    @property
-    def url(self) -> str:
-        return str(self.ready["rpc"][0])
-
-    @property
-    def domain(self) -> Domain:
-        return Domain(self.ready["chain_id"], bytes.fromhex(self.ready["contracts"]["CheckpointHub"][2:]))
-
-    def keystore(self, number: int) -> str:
-        return str(self.ready["accounts"][number]["keystore"])
-
-    def wallet(self, number: int) -> str:
-        return str(self.ready["accounts"][number]["address"]).lower()
-
-    def rpc(self, method: str, *params: Any) -> Any:
-        async def ask() -> Any:
-            async with RpcPool([self.url]) as pool:
-                return await pool.call(method, params)
-
-        return asyncio.run(ask())
-
-    def send(self, number: int, contract: str, data: bytes) -> None:
-        async def work() -> None:
-            async with RpcPool([self.url], self.ready["chain_id"]) as pool:
-                found = wiring.read_deployment(Path(self.ready["deployment"])).deployment
-                password = self.folder / "password"
-                async with wiring.open_sender(pool, found, Path(self.keystore(number)), password) as sender:
-                    await sender.send(found.contracts[contract], data)
-
-        asyncio.run(work())
-
-    def run(self, *arguments: str, by: int | None = None) -> tuple[int, str, str]:
-        paths = ("--deployment", self.ready["deployment"], "--index", str(self.folder / "index.db"))
-        manifest = ("--records", str(self.world.folder), "--run", str(self.folder / "run.toml"))
-        password = ("--password-file", str(self.folder / "password"))
-        wallet = ("--keystore", self.keystore(by), *password) if by is not None else ()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([*arguments, *paths, *manifest, *wallet])
-        said = self.capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-
-@pytest.fixture(scope="module")
-def devnet(tmp_path_factory: pytest.TempPathFactory, interface: Interface) -> Iterator[Net]:
-    folder = tmp_path_factory.mktemp("devnet")
-    attestors = [word for peer in PEERS for word in ("--attestor", text_address(peer))]
-    command = [sys.executable, "-m", "ledger.explorer.cli", "devnet", "up", "--json"]
-    options = ("--chain=embedded", "--port=0", f"--data-dir={folder / 'net'}", f"--run-id={RUN.hex()}")
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *options, *attestors],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    try:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline() or json.dumps((folder / "log").read_text()))
-        (folder / "password").write_text("devnet\n")
-        (folder / "run.toml").write_text(
-            f'[run]\nfounder = "{PEERS[0]}"\n[ledger]\nrounds_per_checkpoint = 3\ntokens_bps = 8000\n'
-        )
-        yield Net(ready, folder, World(folder / "peer", interface))
-    finally:
-        process.terminate()
-        process.wait(20)
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-@pytest.fixture
-def net(devnet: Net, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Net:
-    monkeypatch.setenv("XDG_DATA_HOME", str(devnet.folder / "data"))
-    monkeypatch.setattr(wiring, "_POLL", 0.05)
-    devnet.capsys = capsys
-    return devnet
-
-
-def identity_file(folder: Path, identity: Identity) -> str:
-    path = folder / f"{identity.peer_id.short}.key"
-    path.touch(mode=0o600)
-    path.write_bytes(identity.protobuf())
-    return str(path)
+from tests.ledger.net import Net, checkpoint, identity_file, propose
+from tests.ledger.world import IDENTITIES, PEERS, UNIT
 
 
 def test_a_peer_enrols_and_moves_its_stake(net: Net):
@@ -155,27 +47,45 @@ def test_a_peer_enrols_and_moves_its_stake(net: Net):
     assert json.loads(out)["unbonding"] == "0"
 
 
-def checkpoint(net: Net) -> Checkpoint:
-    """The world's first epoch as this devnet's hub takes it."""
-    pool = net.ready["contracts"]["RewardPool"]
-    calls = [{"to": pool, "data": view(name)} for name in ("emission", "mostEmitted")]
-    emission, cap = (int(net.rpc("eth_call", call, "latest"), 16) for call in calls)
-    while net.world.records.head.round < 3:
-        net.world.train()
-    net.world.save(3)
-    books = Books(Constants(3, emission, cap, 8000, 1))
-    return books.contents(net.world.records, 1, ()).checkpoint(0, NOTHING)
+def test_a_wallet_takes_another_key_and_says_what_its_peer_is(net: Net):
+    first, second = (Identity(bytes([9]) * 31 + bytes([place])) for place in (1, 2))
+    old, new = (text_address(each.peer_id) for each in (first, second))
+    metadata = "0x" + "6d" * 32
+    keys = [identity_file(net.folder, each) for each in (first, second)]
+    assert net.run("enrol", "10", "--identity", keys[0], "--metadata", metadata, by=7)[0] == 0
+    rotate = ("rotate-key", "--identity", keys[1])
+    code, out, _ = net.run(*rotate, "--dry-run", "--from", net.wallet(7), "--json")
+    assert code == 0 and json.loads(out)[0]["gas"] > 40_000
+    code, out, err = net.run(*rotate, "--json", by=7)
+    assert code == 0, err
+    assert [row["call"] for row in json.loads(out)] == ["PeerRegistry.rotateKey"]
+    _, out, _ = net.run("peer", net.wallet(7), "--json")
+    found = json.loads(out)
+    assert (found["key"], found["peer"], found["bound_on_chain"]) == (new, str(second.peer_id), True)
+    assert (found["stake"], found["metadata"]) == (str(10 * UNIT), metadata)
+    # The wallet is still paid what the key earned that it had, which is what the registry says.
+    _, out, _ = net.run("rewards", "show", old, "--json")
+    assert json.loads(out)["paid_to"] == net.wallet(7) == net.view("PeerRegistry", "walletOf", old)
+    code, out, _ = net.run("peer", old)
+    assert code == 0 and "which now has another key" in out
 
-
-def view(name: str) -> str:
-    return f"0x{wiring.interface().call('RewardPool', name).hex()}"
+    code, out, err = net.run("rotate-key", "--identity", keys[0], by=7)
+    assert (code, out) == (71, "") and "KeyTaken" in err
+    assert net.run("set-metadata", "0x" + "6e" * 32, by=7)[0] == 0
+    _, out, _ = net.run("peer", net.wallet(7), "--json")
+    assert json.loads(out)["metadata"] == "0x" + "6e" * 32
+    code, out, err = net.run("set-metadata", "0x6e", by=7)
+    assert (code, out) == (2, "") and "METADATA" in err
+    code, out, err = net.run("set-metadata", metadata, by=8)
+    assert (code, out) == (71, "") and "NotEnrolled" in err
+    code, out, _ = net.run("set-metadata", metadata, "--calldata", "--json")
+    read = net.world.interface.read_call(bytes.fromhex(json.loads(out)[0]["data"][2:]))
+    assert read is not None and list(read[1].values()) == [bytes.fromhex(metadata[2:])]
 
 
 def test_a_checkpoint_is_verified_and_claimed(net: Net):
-    made = checkpoint(net)
-    signed = {place: signatures.sign(IDENTITIES[place], made.digest(net.domain)) for place in (0, 1, 2, 4)}
-    bitmap, rvs = signatures.pack(signed)
-    net.send(1, "CheckpointHub", net.world.interface.call("CheckpointHub", "propose", made.abi(), bitmap, list(rvs)))
+    made, _ = checkpoint(net)
+    propose(net, made)
 
     code, out, err = net.run("verify", "1", "--strict", "--json")
     report = json.loads(out)
@@ -215,7 +125,7 @@ def test_usage_is_paid_and_listed(net: Net):
 def test_two_checkpoints_of_one_attestor_cost_its_stake(net: Net, tmp_path: Path):
     key = identity_file(net.folder, IDENTITIES[3])
     assert net.run("enrol", "100", "--identity", key, by=4)[0] == 0
-    first = checkpoint(net)
+    first, _ = checkpoint(net)
     second = replace(first, tokens=first.tokens + 1)
     signed = [
         evidence.SignedCheckpoint(each, signatures.sign(IDENTITIES[3], each.digest(net.domain)))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
-from platformdirs import user_data_path
 
-from dht.errors import ConfigError, DataError
+from dht.errors import DataError
 from ledger.explorer import show, spend
 from ledger.explorer.options import Common, CommonOptions
 from ledger.explorer.session import Session, with_session
-from ledger.explorer.spend import Step, WalletChoice, WalletOptions
-from ledger.indexer.node import address_of
+from ledger.explorer.spend import Amount, Step, WalletChoice, WalletOptions
 
 if TYPE_CHECKING:
     from ledger.explorer.facts import Epoch
@@ -23,7 +20,6 @@ stake = App(name="stake", help="Add stake, ask for it back, and take it.")
 usage = App(name="usage", help="Pay for the use of a model, and see who did.")
 
 Who = Annotated[str, Parameter(name="WHO", help="Peer id, wallet, or key address.")]
-Amount = Annotated[str, Parameter(name="AMOUNT", help="In tokens, for instance 12.5.")]
 
 
 @rewards.command(name="show")
@@ -38,7 +34,7 @@ def rewards_show(who: Who, /, *, common: CommonOptions = None) -> int:
 
         found = people.find(people.peers(session), who)
         active = _claimable(session)
-        row = {"account": found.key, "peer": found.peer, "paid_to": found.wallet or found.key}
+        row = {"account": found.key, "peer": found.peer, "paid_to": found.wallet or found.former_of or found.key}
         row |= {name: value for name, value in found.as_json().items() if name in ("earned", "claimed", "claimable")}
         return row | {"active_epoch": active.number if active else None}, await symbol(session)
 
@@ -84,7 +80,7 @@ def rewards_claim(
         title = f"claim {show.amount(cumulative - before)} tokens for {account}"
         return [Step(title, "RewardPool", "claim", (chosen.number, account, cumulative, path))]
 
-    return _send(plan, wallet, common)
+    return spend.send(plan, wallet, common)
 
 
 def _claimable(session: Session) -> Epoch | None:
@@ -102,7 +98,7 @@ def add(amount: Amount, /, *, wallet: WalletChoice = None, common: CommonOptions
         approval = await spend.allowance(session, wallet, "PeerRegistry", units)
         return [*approval, Step(f"stake {amount} tokens more", "PeerRegistry", "addStake", (units,))]
 
-    return _send(plan, wallet, common)
+    return spend.send(plan, wallet, common)
 
 
 @stake.command
@@ -113,7 +109,7 @@ def unbond(amount: Amount, /, *, wallet: WalletChoice = None, common: CommonOpti
     async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
         return [Step(f"ask for {amount} tokens of stake back", "PeerRegistry", "requestUnbond", (units,))]
 
-    return _send(plan, wallet, common)
+    return spend.send(plan, wallet, common)
 
 
 @stake.command
@@ -123,56 +119,7 @@ def withdraw(*, wallet: WalletChoice = None, common: CommonOptions = None) -> in
     async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
         return [Step("withdraw what is unbonded", "PeerRegistry", "withdraw", ())]
 
-    return _send(plan, wallet, common)
-
-
-def enrol(
-    amount: Amount,
-    /,
-    *,
-    identity: Annotated[
-        Path | None,
-        Parameter(help="The peer's key file.", show_default=lambda _: "identity.key in this machine's data folder"),
-    ] = None,
-    metadata: Annotated[str, Parameter(help="32 bytes as 0x hex: a hash of what the peer says of itself.")] = "",
-    wallet: WalletChoice = None,
-    common: CommonOptions = None,
-) -> int:
-    """Bind a peer's key to a wallet, with stake. The key signs here; it goes nowhere."""
-    units = spend.parse_amount(amount)
-    described = parse_bytes32(metadata, "--metadata") if metadata else bytes(32)
-
-    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
-        x, y, r, vs, key = bind(session, identity, wallet.address())
-        approval = await spend.allowance(session, wallet, "PeerRegistry", units)
-        title = f"enrol {key} with {amount} tokens"
-        return [*approval, Step(title, "PeerRegistry", "enrol", (x, y, r, vs, units, described))]
-
-    return _send(plan, wallet, common)
-
-
-def bind(session: Session, path: Path | None, wallet: str) -> tuple[bytes, bytes, bytes, bytes, str]:
-    """The peer's key (x, y), its signature (r, vs) over the binding to a wallet, its address. Raises IdentityError."""
-    from hashlib import sha256
-
-    import coincurve
-
-    from dht.identity import Identity
-    from ledger import signatures
-    from ledger.explorer.people import text_address
-
-    default = user_data_path("murmuration", appauthor=False) / "identity.key"
-    identity = Identity.load(path or default)
-    registry = bytes.fromhex(address_of(session.deployment, "PeerRegistry")[2:])
-    parts = (
-        b"murmuration/enrol/1",
-        session.deployment.chain_id.to_bytes(32, "big"),
-        registry,
-        bytes.fromhex(wallet[2:]),
-    )
-    signature = signatures.sign(identity, sha256(b"".join(parts)).digest())
-    point = coincurve.PublicKey(identity.peer_id.public_key).format(compressed=False)[1:]
-    return point[:32], point[32:], signature[:32], signature[32:], text_address(identity.peer_id)
+    return spend.send(plan, wallet, common)
 
 
 @usage.command
@@ -189,7 +136,7 @@ def pay(
 ) -> int:
     """Pay a fee for the use of a model: shared by contributors, data providers, attestors and the treasury."""
     units = spend.parse_amount(amount)
-    given = parse_bytes32(model, "--model") if model else None
+    given = spend.parse_bytes32(model, "--model") if model else None
 
     async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
         root = given
@@ -201,7 +148,7 @@ def pay(
         title = f"pay {amount} tokens for model 0x{root.hex()[:16]}…"
         return [*approval, Step(title, "RewardPool", "payUsage", (root, units))]
 
-    return _send(plan, wallet, common)
+    return spend.send(plan, wallet, common)
 
 
 @usage.command(name="history")
@@ -227,27 +174,4 @@ def usage_history(*, common: CommonOptions = None) -> int:
     ]
     columns = ("TIME (UTC)", "PAYER", "MODEL", *(part.replace("_", " ").upper() for part in parts))
     show.emit(rows, as_json=common.json, human=lambda: [show.table(columns, cells) if rows else "nobody has paid yet"])
-    return 0
-
-
-def parse_bytes32(text: str, what: str) -> bytes:
-    """32 bytes of 0x hex. Raises ConfigError."""
-    try:
-        value = bytes.fromhex(text.removeprefix("0x"))
-    except ValueError:
-        value = b""
-    if len(value) != 32:
-        raise ConfigError(f"{what} {text!r} is not 32 bytes", remedy="give 0x and 64 hexadecimal digits")
-    return value
-
-
-def _send(plan: Any, wallet: WalletOptions | None, common: Common | None) -> int:
-    """Make the plan and carry it out; print what came of it."""
-    wallet, common = wallet or WalletOptions(), common or Common()
-
-    async def work(session: Session) -> list[dict[str, Any]]:
-        return await spend.carry_out(session, await plan(session, wallet), wallet)
-
-    rows = with_session(common, work)
-    show.emit(rows, as_json=common.json, human=lambda: spend.outcome(rows, wallet))
     return 0

@@ -55,7 +55,7 @@ def peers_table(rows: list[dict[str, Any]], unit: str) -> Any:
             (
                 show.fit(row["key"]),
                 row["peer"][-8:] if row["peer"] else "–",
-                show.fit(row["wallet"]) if row["wallet"] else "not enrolled",
+                wallet_words(row),
                 show.amount(row["stake"]),
                 _known(row["rounds"]),
                 _known(row["tokens"]),
@@ -66,6 +66,13 @@ def peers_table(rows: list[dict[str, Any]], unit: str) -> Any:
             for row in rows
         ],
     )
+
+
+def wallet_words(row: dict[str, Any]) -> str:
+    """Whose stake stands behind a peer's key, or who is still paid for it."""
+    if row["former_of"]:
+        return f"{show.fit(row['former_of'])} (former key)"
+    return show.fit(row["wallet"]) if row["wallet"] else "not enrolled"
 
 
 def _known(number: int | None) -> str:
@@ -139,6 +146,8 @@ def _peer_tables(found: dict[str, Any], unit: str) -> list[Any]:
         if int(found["unbonding"]):
             until = show.when(int(found["unlock_at"]))
             rows.append(("unbonding", f"{show.amount(found['unbonding'], unit)} until {until} UTC"))
+    elif found["former_of"]:
+        rows.append(("wallet", f"{found['former_of']}, which now has another key"))
     else:
         rows.append(("wallet", "not enrolled: rewards go to the key address itself"))
     if found["slashed"] != "0":

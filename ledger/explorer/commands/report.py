@@ -36,7 +36,7 @@ def report(
     if step is None:
         raise EvidenceError(
             f"the contract cannot judge {proven['proven']}: it judges two signatures of one key, and no sums",
-            remedy="show the file to the attestors: they may decide on a verdict",
+            remedy="show the file to the attestors: contribution-explorer verdict draft",
         )
 
     async def work(session: Session) -> list[dict[str, Any]]:
