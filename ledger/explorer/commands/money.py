@@ -151,6 +151,20 @@ def pay(
     return spend.send(plan, wallet, common)
 
 
+@usage.command
+def pay_attestors(*, wallet: WalletChoice = None, common: CommonOptions = None) -> int:
+    """Pay the attestors of now, by weight, their part of all fees so far. Anybody may; what does not divide waits."""
+
+    async def plan(session: Session, wallet: WalletOptions) -> list[Step]:
+        due = await session.view_or_none("RewardPool", "attestorsDue")
+        title = (
+            "pay the attestors their part of the fees" if due is None else f"pay attestors {show.amount(due)} tokens"
+        )
+        return [Step(title, "RewardPool", "payAttestors", ())]
+
+    return spend.send(plan, wallet, common)
+
+
 @usage.command(name="history")
 def usage_history(*, common: CommonOptions = None) -> int:
     """List all usage fees and where their parts went."""
