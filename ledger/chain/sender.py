@@ -264,6 +264,6 @@ class _Landing:
 
     def _unfunded(self, error: RefusedError) -> UnfundedError:
         return UnfundedError(
-            f"the wallet {self._wallet.address} cannot pay for {self._intent.key}: {error.text}",
+            f"the wallet {self._wallet.address} cannot pay for the transaction: {error.text}",
             remedy="send it some of the chain's currency",
         )

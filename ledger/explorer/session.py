@@ -9,7 +9,7 @@ from functools import cached_property
 from time import time as wall_clock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dht.errors import DataError, MurmurationError, UnreachableError
+from dht.errors import DataError, IncompatibleRunError, MurmurationError, UnreachableError
 from ledger.chain.deployments import Deployment
 from ledger.explorer import facts, show, wiring
 from ledger.explorer.options import Common, cache_folder, terminal
@@ -57,6 +57,11 @@ class Session:
         if self.node is None:
             return None
         await check_chain(self.node, self.deployment, wiring.is_ours)
+        if (run := await self.view("CheckpointHub", "runId")) != self.deployment.run_id:
+            raise IncompatibleRunError(
+                f"the contracts are of run {run.hex()[:16]}, not of {self.deployment.run_id.hex()[:16]}",
+                remedy="use the deployment file that came with the run",
+            )
         indexer = Indexer(self.node, self.index, self.events)
         progress = await indexer.step()
         if not progress.behind:

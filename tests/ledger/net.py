@@ -78,12 +78,14 @@ class Net:
         asyncio.run(work())
 
     def run(self, *arguments: str, by: int | None = None) -> tuple[int, str, str]:
-        paths = ("--deployment", self.ready["deployment"], "--index", str(self.folder / "index.db"))
-        manifest = ("--records", str(self.world.folder), "--run", str(self.folder / "run.toml"))
-        password = ("--password-file", str(self.folder / "password"))
-        wallet = ("--keystore", self.keystore(by), *password) if by is not None else ()
+        """A command over this devnet, in this process: exit code, stdout, stderr. Options that are given stand."""
+        options = {"--deployment": self.ready["deployment"], "--index": str(self.folder / "index.db")}
+        options |= {"--records": str(self.world.folder), "--run": str(self.folder / "run.toml")}
+        if by is not None:
+            options |= {"--keystore": self.keystore(by), "--password-file": str(self.folder / "password")}
+        more = [word for name, value in options.items() if name not in arguments for word in (name, value)]
         with pytest.raises(SystemExit) as ended:
-            cli.main([*arguments, *paths, *manifest, *wallet])
+            cli.main([*arguments, *more])
         said = self.capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 

@@ -14,7 +14,6 @@ from dht.envelope import seal
 from dht.identity import Identity
 from dht.wire import encode
 from ledger import evidence, signatures
-from ledger.chain.wallet import Wallet
 from ledger.explorer.people import text_address
 from tests.ledger.fake_chain import RUN
 from tests.ledger.net import Net, checkpoint, identity_file, propose
@@ -174,31 +173,6 @@ def test_calldata_is_what_somebody_else_can_sign(net: Net):
 def test_a_dry_run_says_why_it_would_fail(net: Net):
     code, out, err = net.run("stake", "unbond", "5", "--dry-run", "--from", net.wallet(8))
     assert (code, out) == (71, "") and "NotEnrolled" in err
-
-
-def test_what_wallets_can_get_wrong(net: Net, tmp_path: Path):
-    nobody = tmp_path / "nobody.json"
-    Wallet(bytes([9]) * 32).save(nobody, "devnet", iterations=1024)
-    (tmp_path / "wrong").write_text("guess\n")
-    (tmp_path / "torn.json").write_text("{")
-    password = str(net.folder / "password")
-    bad: list[tuple[tuple[str, ...], int, str]] = [
-        (("--keystore", net.keystore(0), "--password-file", str(tmp_path / "wrong")), 77, "wrong password"),
-        (("--keystore", net.keystore(0), "--password-file", str(tmp_path / "none")), 2, "none"),
-        (("--keystore", str(tmp_path / "none.json"), "--password-file", password), 77, "none.json"),
-        (("--keystore", str(tmp_path / "torn.json"), "--password-file", password), 77, "no keystore"),
-        (("--keystore", str(nobody), "--password-file", password), 71, "cannot pay|NotEnrolled|insufficient"),
-        ((), 2, "no wallet"),
-        (("--from", net.wallet(1)), 2, "no wallet"),
-        (("--dry-run",), 2, "no wallet"),
-        (("--dry-run", "--from", "0x12"), 2, "no address"),
-    ]
-    for arguments, expected, said in bad:
-        code, out, err = net.run("stake", "unbond", "1", *arguments)
-        assert (code, out) == (expected, ""), (arguments, err)
-        assert any(words in err for words in said.split("|")), err
-    code, _, err = net.run("stake", "add", "1", "--keystore", str(nobody), "--password-file", password)
-    assert code == 2 and "has 0 tokens" in err
 
 
 @pytest.mark.parametrize("amount", ["0", "-1", "1e3", "1.0000000000000000001", "x", "", "0x10"])

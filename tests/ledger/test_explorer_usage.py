@@ -15,7 +15,7 @@ from tests.ledger.world import IDENTITIES, PEERS, UNIT
 
 PAYER, SENDER, STAKER = 3, 2, 6
 FIRST, SECOND = "10.000000000000000007", "0.30000000000000002"
-"""Tokens. The first does not divide by ten thousand, the attestors' part of the second not by five: the rest goes somewhere."""
+"""Tokens. The first does not divide by ten thousand, the attestors' part of both not by five: what is left waits."""
 
 
 class Accounts:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from dht.errors import ConfigError
-from ledger.explorer import show
 from ledger.explorer.options import Common, CommonOptions
 from ledger.explorer.session import Session, with_session
 
@@ -59,10 +59,8 @@ def serve(
         site = Site(session, port)
 
         def ready() -> None:
-            if common.json:
-                show.emit({"event": "ready", "url": site.url}, as_json=True, human=())
-            else:
-                print(site.url, flush=True)
+            # One line, and at once: whoever started this waits for it.
+            print(json.dumps({"event": "ready", "url": site.url}) if common.json else site.url, flush=True)
 
         return await until_stopped(lambda stop: site.run(stop, ready))
 
