@@ -47,18 +47,27 @@ class Terminal:
         """Read until the screen has had these bytes."""
         end = time.monotonic() + DEADLINE
         while words not in self.seen:
-            assert select.select([self.keyboard], [], [], max(0.0, end - time.monotonic()))[0], self.seen[-2000:]
-            self.seen += os.read(self.keyboard, 1 << 16)
+            assert self.read(end - time.monotonic()), self.seen[-2000:]
+
+    def read(self, seconds: float) -> bool:
+        """Read what comes within some time; whether anything did."""
+        if not select.select([self.keyboard], [], [], max(0.0, seconds))[0]:
+            return False
+        self.seen += os.read(self.keyboard, 1 << 16)
+        return True
 
     def press(self, key: bytes) -> None:
         os.write(self.keyboard, key)
 
     def end(self) -> int:
-        """The exit code, once everything that was printed is read."""
-        code = self.process.wait(DEADLINE)
-        while select.select([self.keyboard], [], [], 0)[0]:
-            self.seen += os.read(self.keyboard, 1 << 16)
-        return code
+        """The exit code, once the process is over and everything that it printed is read."""
+        end = time.monotonic() + DEADLINE
+        while self.process.poll() is None:  # a terminal that nobody reads stops who prints
+            assert time.monotonic() < end, self.seen[-2000:]
+            self.read(0.1)
+        while self.read(0):
+            pass
+        return self.process.returncode
 
 
 @contextmanager
