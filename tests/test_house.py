@@ -170,7 +170,7 @@ def test_every_third_party_import_is_declared_and_every_declaration_is_used():
     owners = {module: set(map(canonicalize_name, names)) for module, names in metadata.packages_distributions().items()}
     outside = set().union(*map(imported, python_files(*PACKAGES))) - set(PACKAGES) - set(sys.stdlib_module_names)
     used = set().union(*(owners.get(module, {module}) for module in outside))
-    assert used == {canonicalize_name(requirement.name) for requirement in declared("data", "bnb")}
+    assert used == {canonicalize_name(requirement.name) for requirement in declared("data", "bnb", "libp2p")}
 
 
 def test_the_pinned_environment_satisfies_the_declared_ranges():
