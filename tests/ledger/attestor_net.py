@@ -17,10 +17,10 @@ from ledger.attestation_log import SqliteAttestationLog
 from ledger.attestor import Attestor, Expose, Finalize
 from ledger.attestor_guard import SqliteAttestorGuard
 from ledger.books import Books
-from ledger.chain_view import Propose
-from ledger.checkpoint import Checkpoint
+from ledger.chain_view import HubIntent
+from ledger.checkpoint import Checkpoint, Rollback
 from ledger.electorate import Electorate
-from ledger.messages import Attestations
+from ledger.messages import Attestations, RollbackSignatures
 from ledger.quorum import Submit
 from ledger.rewards import Constants
 from ledger.signatures import key_address, recover
@@ -40,7 +40,7 @@ class Node:
         self.net, self.identity, self.peer = net, identity, identity.peer_id
         self.chain = new_chain(len(net.identities))
         self.folder = folder
-        self.journal: list[Propose] = []
+        self.journal: list[HubIntent] = []
         self.exposed: list[Expose] = []
         self.notes: list[str] = []
         self.refused: list[ProtocolError] = []
@@ -138,17 +138,26 @@ class Net:
     """All of it. `loss` is the share of messages that never arrive; `fired` says which faults happened."""
 
     def __init__(
-        self, size: int = 4, *, seed: int = 0, loss: float = 0.0, folder: Path | None = None, rounds: int = 6
+        self,
+        size: int = 4,
+        *,
+        seed: int = 0,
+        loss: float = 0.0,
+        folder: Path | None = None,
+        rounds: int = 6,
+        window: float = 60.0,
     ) -> None:
         self.random, self.loss, self.now = random.Random(seed), loss, 0.0
         self.crash: tuple[PeerId, int] | None = None
         self.fired: list[object] = []
         self.lost = 0
         self.signed: dict[tuple[bytes, int, int], set[bytes]] = {}
-        self.on_submit: Callable[[Node, Propose], bool] = lambda node, intent: True
+        self.rollbacks: dict[bytes, set[tuple[int, int]]] = {}
+        """(fork nonce, epoch) of the rollbacks that each attestor signed."""
+        self.on_submit: Callable[[Node, HubIntent], bool] = lambda node, intent: True
         self.identities = KEYS[:size]
         electorate = Electorate(tuple(key_address(key.peer_id) for key in self.identities), (1,) * size)
-        self.ledger = FakeChain(Hub(RUN, electorate, CONSTANTS))
+        self.ledger = FakeChain(Hub(RUN, electorate, CONSTANTS, window=window))
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.nodes = [Node(self, key, folder) for key in self.identities]
@@ -207,8 +216,14 @@ class Net:
                 signer = recover(header.digest(DOMAIN), signature)
                 assert signer is not None
                 self.signed.setdefault((signer, *header.place), set()).add(header.hash())
+        elif isinstance(message, RollbackSignatures):
+            rollback = Rollback(RUN, message.fork_nonce, message.epoch)
+            for signature in message.signatures:
+                signer = recover(rollback.digest(DOMAIN), signature)
+                assert signer is not None
+                self.rollbacks.setdefault(signer, set()).add((message.fork_nonce, message.epoch))
 
-    def submitted(self, node: Node, intent: Propose) -> None:
+    def submitted(self, node: Node, intent: HubIntent) -> None:
         """A node's sender journals an intent and sends it, unless `on_submit` says otherwise."""
         if self.on_submit(node, intent) and intent not in node.journal:
             node.journal.append(intent)
