@@ -3,7 +3,7 @@
 It works on one epoch, the one after the hub's head: epochs that were missed while no RPC answered follow one after the
 other, since each checkpoint names its parent. A reorganisation that takes a checkpoint away makes its epoch the next
 one again; the signatures are still known and still good. A rollback does so under a new fork nonce: a new place. It
-wants one for what is not active on the hub and not what its records give (`ledger.rollbacks`); what is active, is final.
+wants one for what is not active on the hub and not what its records give (`ledger.rollbacks`); what is active is final.
 """
 
 from __future__ import annotations

@@ -168,10 +168,7 @@ class RollbackQuorum:
         if self._complete() != chosen or self._turn_of == turn:
             return actions
         self._turn_of = turn
-        leaders = self.electorate.rollback_leaders(self._rollback(chosen))
-        # Only who wants it submits it: the others have no turn.
-        turns = [each for each in leaders if self.electorate.index(each) in self._signers(chosen)]
-        place = turns.index(self._address) if self._address in turns else len(turns)
+        place = self.electorate.rollback_leaders(self._rollback(chosen)).index(self._address)
         return [*actions, SetTimer(self._timer("turn"), TAKE_OVER * place)]
 
     def _chosen(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
@@ -23,7 +24,7 @@ from ledger.electorate import Electorate
 from ledger.messages import Attestations, RollbackSignatures
 from ledger.quorum import Submit
 from ledger.rewards import Constants
-from ledger.signatures import key_address, recover
+from ledger.signatures import key_address, recover, sign
 from tests.ledger.fake_hub import DOMAIN, FakeChain, Hub, landed
 from tests.ledger.records import KEYS, RUN, add_round, certify, new_chain
 
@@ -245,3 +246,40 @@ def switch(node: Node, chain: Chain) -> None:
     """Another branch of records wins at a node."""
     node.chain = chain
     node.feed(node.attestor.advanced)
+
+
+def astray(net: Net, nodes: list[Node], rounds: int) -> Chain:
+    """These nodes follow a branch of their own, of so many rounds, until `come_back`."""
+    branch = new_chain(4)
+    for _ in range(rounds):
+        add_round(branch, salt=b"other")
+    for node in nodes:
+        switch(node, branch)
+        node.learn = lambda record: None
+    return branch
+
+
+def come_back(net: Net, nodes: list[Node]) -> None:
+    """They roll back, and have all records at once."""
+    for node in nodes:
+        del node.learn
+        switch(node, net.truth.branch(net.truth.head.round))
+
+
+def equivocator(net: Net, node: Node) -> None:
+    """From here on a node sends half of the others a header of its own making, properly signed."""
+    send = net.send
+
+    def lie(sender, to, message):
+        if sender is node and isinstance(message, Attestations) and net.identities.index(to_key(net, to)) % 2:
+            header = replace(Checkpoint.decode(message.header), model_root=b"\1" * 32)
+            signature = sign(node.identity, header.digest(DOMAIN))
+            message = Attestations(header.encode(), (signature,))
+            net.fired.append(header.place)
+        send(sender, to, message)
+
+    net.send = lie
+
+
+def to_key(net: Net, peer):
+    return next(key for key in net.identities if key.peer_id == peer)
