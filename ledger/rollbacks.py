@@ -178,8 +178,9 @@ class RollbackQuorum:
         if (complete := self._complete()) is not None:
             return complete
         epochs = {self.wanted, *self._seen, *(epoch for epoch, _ in self._stated.values())}
-        fitting = (each for each in sorted(epochs, reverse=True) if self._fits(each))
-        return next((each for each in fitting if self.electorate.enough(self._consenting(each))), None)
+        removable = (each for each in sorted(epochs, reverse=True) if each > self._head.active_epoch)
+        agreed = next((each for each in removable if self.electorate.enough(self._consenting(each))), None)
+        return agreed if agreed is not None and self._fits(agreed) else None
 
     def _complete(self) -> int | None:
         """The latest epoch that I want gone and whose rollback has a quorum of signatures."""
