@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from dht.errors import MurmurationError, UnreachableError
+from ledger.chain.errors import RevertedError
 from ledger.chain.journal import Intent, Journal
 from ledger.chain.rpc import RpcPool
 from ledger.chain.sender import Fulfilled, Sender
@@ -129,8 +130,11 @@ class HubView:
             self._land(key)
         if self._wallet is not None and not self._landing:
             again: Coroutine[Any, Any, list[str]] = self._wallet[0].recheck(self._predicate)
-            for key in await again:
-                _log.warning("the chain was reorganised: %s was sent again", key)
+            try:
+                for key in await again:
+                    _log.warning("the chain was reorganised: %s was sent again", key)
+            except RevertedError as error:  # from before a restart, and others did it: no reason not to see the hub
+                _log.warning("the chain was reorganised: %s", error)
 
     def _predicate(self, key: str) -> Fulfilled | None:
         return self._fulfilled(key) if key in self._wanted else None

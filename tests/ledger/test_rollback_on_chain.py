@@ -119,7 +119,7 @@ async def until(swarm: Swarm, heads: set[tuple[int, int]]) -> None:
 
 def branch(salt: bytes) -> Chain:
     chain = new_chain(SIZE)
-    for _ in range(3):
+    for _ in range(6):
         add_round(chain, salt=salt)
     return chain
 
@@ -137,24 +137,25 @@ async def explored(swarm: Swarm, capsys, *command: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-async def test_a_rollback_lands_once_and_the_epoch_again(tmp_path, monkeypatch, capsys):
+async def test_a_rollback_lands_once_and_the_epochs_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rollbacks, "PATIENCE", 0.5)
     async with running(tmp_path) as swarm:
         lost, won = branch(b"lost"), branch(b"won")
         await until(swarm, {(0, 0)})
         swarm.switch(lost)
-        await until(swarm, {(0, 1)})
+        await until(swarm, {(0, 2)})
         swarm.switch(won)
-        await until(swarm, {(1, 1)})
+        await until(swarm, {(1, 2)})
         rows = [view._index.events("CheckpointRolledBack") for view in swarm.views.values()]
         assert [[(row["epoch"], row["fork_nonce"]) for row in each] for each in rows] == [[(1, 1)]] * SIZE
         sent = [journal.first_nonce("rollback/") for journal in swarm.journals]
         assert sum(nonce is not None for nonce in sent) == 1
         headers = {attestor._head.checkpoint for attestor in swarm.attestors}
-        assert {header.model_root for header in headers} == {won.record(3).state_root}
+        assert {header.model_root for header in headers} == {won.record(6).state_root}
         epochs = await explored(swarm, capsys, "epochs")
         states = [(row["fork_nonce"], row["state"], row["model_root"]) for row in epochs]
         assert states == [
-            (0, "rolled back", f"0x{lost.record(3).state_root.hex()}"),
-            (1, "pending", f"0x{won.record(3).state_root.hex()}"),
+            (nonce, state, f"0x{records.record(3 * epoch).state_root.hex()}")
+            for nonce, state, records in ((0, "rolled back", lost), (1, "pending", won))
+            for epoch in (1, 2)
         ]

@@ -236,6 +236,14 @@ def test_they_do_not_stop_a_rollback_that_is_due_either(seed):
     assert honest == {(0, 1)}
 
 
+def anchored_anew(net: Net) -> None:
+    """Run to the end of 90 s, and until epoch 1 is there under another fork nonce."""
+    net.run(90)
+    while net.ledger.tip.fork_nonce == 0 or landed(net.ledger) != [1]:
+        assert net.now < 300
+        net.run(net.now + 10)
+
+
 @pytest.mark.parametrize("number", [1, 2], ids=["first leader, spent", "second leader, free"])
 def test_a_restart_at_any_step_of_a_rollback_signs_nothing_twice(number, tmp_path):
     """Killed in each of its events from the healing on, after the machine moved and before anything left."""
@@ -251,8 +259,7 @@ def test_a_restart_at_any_step_of_a_rollback_signs_nothing_twice(number, tmp_pat
             folder.mkdir()
         net = divided(2, seed=1, rounds=3, folder=folder)
         net.crash = (net.nodes[number].peer, step)
-        while landed(net.ledger) != [1] and net.now < 300:
-            net.run(net.now + 10)
+        anchored_anew(net)
         net.check(1)
         assert net.ledger.tip.fork_nonce == 1
         crashes = [each[1] for each in net.fired if isinstance(each, tuple)]
@@ -262,6 +269,24 @@ def test_a_restart_at_any_step_of_a_rollback_signs_nothing_twice(number, tmp_pat
             node.guard.close()
             node.log.close()
     assert kinds >= {"Send", "SetTimer", "CancelTimer", "Note"}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_restart_while_a_checkpoint_is_rolled_back_does_so_once(number):
+    plain = lost(1, seed=2, rounds=3)
+    plain.run(40)
+    before = plain.nodes[number].events
+    plain.run(90)
+    plain.check(1)
+    after = plain.nodes[number].events
+    assert after > before + 20
+    for step in range(before + 1, after + 1, 3):
+        net = lost(1, seed=2, rounds=3)
+        net.crash = (net.nodes[number].peer, step)
+        anchored_anew(net)
+        net.check(1)
+        assert net.ledger.tip.fork_nonce == 1
+        assert net.fired[1:] or net.nodes[number].refused
 
 
 @pytest.mark.parametrize("depth", range(1, 6))
