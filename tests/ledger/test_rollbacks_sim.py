@@ -30,7 +30,8 @@ def divided(early: int, size: int = 4, **options) -> Net:
     first, send = net.nodes[:early], net.send
 
     def cut(sender, to, message):
-        if isinstance(message, CheckpointStatus) and to in [node.peer for node in first]:
+        unsigned = [node.peer for node in first if node.attestor.current and not node.attestor.current.signed]
+        if isinstance(message, CheckpointStatus) and to in unsigned:
             send(sender, to, message)
         else:
             net.watch(message)
