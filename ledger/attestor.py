@@ -2,7 +2,8 @@
 
 It works on one epoch, the one after the hub's head: epochs that were missed while no RPC answered follow one after the
 other, since each checkpoint names its parent. A reorganisation that takes a checkpoint away makes its epoch the next
-one again; the signatures are still known and still good. A rollback does so under a new fork nonce: a new place.
+one again; the signatures are still known and still good. A rollback does so under a new fork nonce: a new place. It
+wants one for what is not active on the hub and not what its records give (`ledger.rollbacks`); what is active is final.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from ledger.chain_view import Head
 from ledger.checkpoint import Checkpoint
 from ledger.eip712 import Domain
 from ledger.evidence import SignedCheckpoint, equivocation
-from ledger.messages import Attestations, CheckpointStatus
+from ledger.messages import Attestations, CheckpointStatus, RollbackSignatures, RollbackStatus
 from ledger.quorum import EpochQuorum, QuorumAction, check_place
+from ledger.rollbacks import Alarm, RollbackQuorum, first_wrong
 from ledger.signatures import key_address, recover
 
 REMEMBERED = 64
@@ -72,6 +74,7 @@ class Attestor:
         self._final = 0
         self._exposed: set[tuple[bytes, int, int]] = set()
         self.current: EpochQuorum | None = None
+        self.rollbacks: RollbackQuorum | None = None
 
     def head(self, head: Head) -> list[AttestorAction]:
         """The hub is there now."""
@@ -80,6 +83,8 @@ class Attestor:
             actions = self._begin(head)
         else:
             actions = []
+        if before is not None and head.fork_nonce > before.fork_nonce:
+            actions.append(Note(f"epoch {head.rolled_back} was rolled back: now under fork nonce {head.fork_nonce}"))
         return [*actions, *self.advanced()]
 
     def advanced(self) -> list[AttestorAction]:
@@ -87,20 +92,20 @@ class Attestor:
         head, chain = self._head, self._chain()
         if head is None:
             return []
-        if not self._agrees(head, chain):
-            actions = self._note(f"the ledger's checkpoint of epoch {head.epoch} is not what my records give")
-            return [*actions, *(self.current.withdraw() if self.current else [])]
+        wrong = first_wrong(head, chain, self._books)
+        if wrong is not None:
+            return self._disagree(head, wrong.epoch)
         actions = self._finalize(head, chain)
         if self.current is None:
             return actions
         epoch = head.epoch + 1
         if chain.head.round < self._books.constants.last_round(epoch):
-            return [*actions, *self.current.withdraw()]
+            return [*actions, *self.current.withdraw(), *self._wish(head, None)]
         header = self._books.contents(chain, epoch, head.fees).checkpoint(head.fork_nonce, head.hash)
         actions += self.current.adopt(header)
         if self.current.signed is not None:
             self._first(self._address, self.current.signed)
-        return actions
+        return [*actions, *self._wish(head, epoch if self.current.blocked else None)]
 
     def receive(self, sender: PeerId, message: object) -> list[AttestorAction]:
         """A message from an authenticated peer. Raises ProtocolError when it is refused."""
@@ -116,17 +121,23 @@ class Attestor:
             return [*self.current.status(sender, index, message)]
         if isinstance(message, Attestations):
             return self._receive(Checkpoint.decode(message.header), message.signatures, self._head, self.current)
+        if isinstance(message, RollbackStatus) and self.rollbacks is not None:
+            return [*self.rollbacks.status(sender, index, message)]
+        if isinstance(message, RollbackSignatures) and self.rollbacks is not None:
+            return [*self.rollbacks.signatures(message)]
         raise ProtocolError(Refusal.UNEXPECTED, f"{type(message).__name__} is none of the ledger's messages")
 
     def timeout(self, key: TimerKey) -> list[AttestorAction]:
         """A timer is due."""
-        return [] if self.current is None else [*self.current.timeout(key)]
+        parts = (part for part in (self.current, self.rollbacks) if part is not None)
+        return [action for part in parts for action in part.timeout(key)]
 
     def _begin(self, head: Head) -> list[AttestorAction]:
         """Turn to the epoch after the head, with the signatures for it that were seen before."""
         actions: list[AttestorAction] = [] if self.current is None else [*self.current.stop()]
         self.current = None
-        if head.electorate.index(self._address) is None:
+        actions += self._count_rollbacks(head)
+        if self.rollbacks is None:
             return actions
         self._look_up(head)
         place = (head.fork_nonce, head.epoch + 1)
@@ -141,6 +152,28 @@ class Attestor:
             if index is not None:
                 actions += self.current.collect(index, signed)
         return actions
+
+    def _count_rollbacks(self, head: Head) -> list[AttestorAction]:
+        """Begin with no rollbacks where the fork nonce or the attestors are others."""
+        actions: list[AttestorAction] = []
+        old = self.rollbacks
+        if old is not None and (old.fork_nonce, old.electorate) != (head.fork_nonce, head.electorate):
+            actions, self.rollbacks = [*old.stop()], None
+        if self.rollbacks is None and head.electorate.index(self._address) is not None:
+            run = self._chain().run
+            self.rollbacks = RollbackQuorum(self._me, self._domain, run, head, self._guard, self._directory)
+        return actions
+
+    def _wish(self, head: Head, epoch: int | None) -> list[AttestorAction]:
+        return [] if self.rollbacks is None else [*self.rollbacks.wish(head, epoch)]
+
+    def _disagree(self, head: Head, epoch: int) -> list[AttestorAction]:
+        """The hub's checkpoint of this epoch is not what my records give: sign nothing on top of it."""
+        final = epoch <= head.active_epoch
+        text = f"the ledger's checkpoint of epoch {epoch} is not what my records give"
+        actions = self._note(f"{text}, and it is final: no more is signed here", Alarm) if final else self._note(text)
+        actions += self.current.withdraw() if self.current else []
+        return [*actions, *self._wish(head, None if final else epoch)]
 
     def _look_up(self, head: Head) -> None:
         """Find attestors among all who ever had a part in the run."""
@@ -199,12 +232,6 @@ class Attestor:
         if header.epoch <= max(0, head.epoch + 1 - REMEMBERED) or header.fork_nonce + _NONCES <= head.fork_nonce:
             raise ProtocolError(Refusal.STALE, f"a checkpoint of epoch {header.epoch}, fork nonce {header.fork_nonce}")
 
-    def _agrees(self, head: Head, chain: Chain) -> bool:
-        """Whether the hub's last checkpoint is what my records give, or I have not got that far."""
-        if head.checkpoint is None or chain.head.round < head.checkpoint.last_round:
-            return True
-        return self._books.contents(chain, head.epoch, head.fees).agrees(head.checkpoint)
-
     def _finalize(self, head: Head, chain: Chain) -> list[AttestorAction]:
         last = self._books.constants.last_round(head.active_epoch)
         if head.checkpoint is None or chain.head.round < head.checkpoint.last_round or last <= self._final:
@@ -212,11 +239,11 @@ class Attestor:
         self._final = last
         return [Finalize(last)]
 
-    def _note(self, text: str) -> list[AttestorAction]:
+    def _note(self, text: str, kind: type[Note] = Note) -> list[AttestorAction]:
         if text == self._noted:
             return []
         self._noted = text
-        return [Note(text)]
+        return [kind(text)]
 
 
 def _place(head: Head) -> tuple[object, ...]:

@@ -1,5 +1,8 @@
 """The attestor's guard: which checkpoint it signs in each place, on disk before the signature leaves, never another.
 
+Rollbacks are written down in the same way, but one does not forbid another, nor any checkpoint (docs/ledger.md): an
+attestor that starts again says at once what it said before.
+
 Two signatures of one key in one place cost its stake. The hub counts places by fork nonce and epoch, so a signature
 that is lost, a restart, or another branch of records never makes an honest attestor sign a second header there: it
 abstains until the place is gone.
@@ -11,18 +14,22 @@ and written in one immediate transaction, so of two processes on one file only o
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from dht.errors import ProtocolError, Refusal, StorageError
 from dht.promises import PromiseFile
-from ledger.checkpoint import Checkpoint
+from ledger.checkpoint import Checkpoint, Rollback
 from ledger.eip712 import Domain
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS promise
     (domain BLOB, run BLOB, fork_nonce BLOB, epoch BLOB, digest BLOB NOT NULL, header BLOB NOT NULL,
      PRIMARY KEY (domain, run, fork_nonce, epoch)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rollback
+    (domain BLOB, run BLOB, fork_nonce BLOB, epoch BLOB, PRIMARY KEY (domain, run, fork_nonce, epoch)) WITHOUT ROWID;
 """
 
 
@@ -46,6 +53,14 @@ class AttestorGuard(Protocol):
 
     def promised(self, domain: Domain, run: bytes, fork_nonce: int, epoch: int) -> Checkpoint | None:
         """What was promised for a place, if anything."""
+        ...
+
+    def promise_rollback(self, domain: Domain, rollback: Rollback) -> bytes:
+        """The digest to sign, once it is durable. Raises StorageError when nothing was promised."""
+        ...
+
+    def rollbacks(self, domain: Domain, run: bytes, fork_nonce: int) -> set[int]:
+        """Epochs whose rollback was promised under a fork nonce."""
         ...
 
 
@@ -79,12 +94,31 @@ class SqliteAttestorGuard(PromiseFile):
     def promised(self, domain: Domain, run: bytes, fork_nonce: int, epoch: int) -> Checkpoint | None:
         """See `AttestorGuard.promised`. Raises StorageError."""
         query = "SELECT header FROM promise WHERE domain = ? AND run = ? AND fork_nonce = ? AND epoch = ?"
+        with self._reading():
+            row = self._db.execute(query, _place(domain, run, fork_nonce, epoch)).fetchone()
+        return None if row is None else Checkpoint.decode(bytes(row[0]))
+
+    def promise_rollback(self, domain: Domain, rollback: Rollback) -> bytes:
+        """See `AttestorGuard.promise_rollback`."""
+        place = _place(domain, rollback.run, rollback.fork_nonce, rollback.epoch)
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO rollback VALUES (?, ?, ?, ?)", place)
+        return rollback.digest(domain)
+
+    def rollbacks(self, domain: Domain, run: bytes, fork_nonce: int) -> set[int]:
+        """See `AttestorGuard.rollbacks`. Raises StorageError."""
+        query = "SELECT epoch FROM rollback WHERE domain = ? AND run = ? AND fork_nonce = ?"
+        with self._reading():
+            rows = self._db.execute(query, _place(domain, run, fork_nonce, 0)[:3]).fetchall()
+        return {int.from_bytes(row[0], "big") for row in rows}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         with self._lock:
             try:
-                row = self._db.execute(query, _place(domain, run, fork_nonce, epoch)).fetchone()
+                yield
             except sqlite3.Error as error:
                 raise StorageError(f"the attestor's guard cannot be read: {error}", remedy="restore it") from error
-        return None if row is None else Checkpoint.decode(bytes(row[0]))
 
 
 def _place(domain: Domain, run: bytes, fork_nonce: int, epoch: int) -> tuple[bytes, ...]:

@@ -1,11 +1,11 @@
-"""What the checkpointer needs of a blockchain: where its hub is, and that a proposal gets there exactly once."""
+"""What the checkpointer needs of a blockchain: where its hub is, and that what is signed gets there exactly once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
-from ledger.checkpoint import NOTHING, Checkpoint
+from ledger.checkpoint import NOTHING, Checkpoint, Rollback
 from ledger.electorate import Electorate
 from ledger.signatures import unpack
 
@@ -16,6 +16,8 @@ class Head:
 
     Epochs up to `active_epoch` can no longer be rolled back. `fees[e - 1]` are the usage fees that count in epoch e, in
     1e-18 tokens, up to the epoch after the head (`ledger.usage_fees`). Raises ValueError when fewer are given.
+    `recent` are the checkpoints before the last one, in order, from the last active one on. `rolled_back` is the epoch
+    that the last rollback named, 0 before the first.
     """
 
     checkpoint: Checkpoint | None
@@ -23,6 +25,8 @@ class Head:
     active_epoch: int
     electorate: Electorate
     fees: tuple[int, ...]
+    recent: tuple[Checkpoint, ...] = ()
+    rolled_back: int = 0
 
     def __post_init__(self) -> None:
         if len(self.fees) <= self.epoch:
@@ -38,14 +42,35 @@ class Head:
         """What the next checkpoint names as its parent."""
         return self.checkpoint.hash() if self.checkpoint else NOTHING
 
+    @property
+    def standing(self) -> tuple[Checkpoint, ...]:
+        """`recent` and the last one, in order."""
+        return self.recent if self.checkpoint is None else (*self.recent, self.checkpoint)
+
+    def hash_of(self, epoch: int) -> bytes:
+        """The hash of a standing checkpoint; zeros when there is none of this epoch."""
+        return next((each.hash() for each in self.standing if each.epoch == epoch), NOTHING)
+
 
 @dataclass(frozen=True, slots=True)
 class Propose:
     """A transaction that should come to be: this checkpoint on the hub, with the signatures that make a quorum."""
 
+    FUNCTION: ClassVar[str] = "propose"
+
     header: Checkpoint
     bitmap: int
     rvs: tuple[bytes, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name in a journal: the same for every set of signatures."""
+        return f"checkpoint/{self.header.run.hex()}/{self.header.fork_nonce}/{self.header.epoch}"
+
+    @property
+    def about(self) -> str:
+        """What it is, for people."""
+        return f"the checkpoint of epoch {self.header.epoch}"
 
     def abi(self) -> tuple[tuple[bytes | int, ...], int, list[bytes]]:
         """Arguments of `CheckpointHub.propose`."""
@@ -60,6 +85,52 @@ class Propose:
         return head.fork_nonce != self.header.fork_nonce or head.epoch >= self.header.epoch
 
 
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """A transaction that should come to be: this rollback, with the signatures that make a quorum.
+
+    `removes` is the hash of the hub's checkpoint of that epoch, which is not what the records give; zeros when there is
+    none and only the fork nonce shall move.
+    """
+
+    FUNCTION: ClassVar[str] = "rollback"
+
+    rollback: Rollback
+    bitmap: int
+    rvs: tuple[bytes, ...]
+    removes: bytes
+
+    @property
+    def key(self) -> str:
+        """Its name in a journal: the same for every set of signatures."""
+        return f"rollback/{self.rollback.run.hex()}/{self.rollback.fork_nonce}/{self.rollback.epoch}"
+
+    @property
+    def about(self) -> str:
+        """What it is, for people."""
+        return f"the rollback of epoch {self.rollback.epoch}"
+
+    def abi(self) -> tuple[int, int, list[bytes]]:
+        """Arguments of `CheckpointHub.rollback`."""
+        return self.rollback.epoch, self.bitmap, list(self.rvs)
+
+    def signatures(self) -> dict[int, bytes]:
+        """Compact signatures by attestor index."""
+        return unpack(self.bitmap, self.rvs)
+
+    def fulfilled(self, head: Head) -> bool:
+        """Whether nothing is left to send: the fork nonce has moved on, the epoch is active, or has another checkpoint.
+
+        The last keeps late signatures from taking away one that landed after all.
+        """
+        epoch = self.rollback.epoch
+        over = head.fork_nonce != self.rollback.fork_nonce or epoch <= head.active_epoch
+        return over or head.hash_of(epoch) != self.removes
+
+
+HubIntent: TypeAlias = Propose | RollBack
+
+
 class ChainView(Protocol):
     """One peer's window on the chain."""
 
@@ -67,7 +138,7 @@ class ChainView(Protocol):
         """Where the hub is now. Raises UnreachableError when no RPC answers."""
         ...
 
-    async def submit(self, intent: Propose) -> None:
+    async def submit(self, intent: HubIntent) -> None:
         """See to it that this lands exactly once, through crashes and outages, until it is `fulfilled`.
 
         Returns once the intent is journalled, before anything is sent. The same intent again changes nothing.

@@ -19,9 +19,10 @@ from dht.identity import PeerId
 from dht.transport import Part
 from dht.wire import decode, encode
 from ledger.attestor import Attestor, AttestorAction, Expose, Finalize
-from ledger.chain_view import ChainView, Propose
+from ledger.chain_view import ChainView, HubIntent
 from ledger.files import write_once
 from ledger.quorum import Submit
+from ledger.rollbacks import Alarm
 
 _log = logging.getLogger(__name__)
 POLL = 12.0
@@ -57,7 +58,7 @@ class Checkpointer:
         self._loop = asyncio.get_running_loop()
         self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unsubmitted: Propose | None = None
+        self._unsubmitted: dict[str, HubIntent] = {}
         self._failures = 0
         self._stopped = False
 
@@ -98,9 +99,10 @@ class Checkpointer:
         if self._failures:
             _log.info("the ledger answers again at epoch %d", head.epoch)
         self._failures = 0
-        intent, self._unsubmitted = self._unsubmitted, None
-        if intent is not None and not intent.fulfilled(head):
-            self._spawn(self._submit(intent))
+        unsubmitted, self._unsubmitted = self._unsubmitted, {}
+        for intent in unsubmitted.values():
+            if not intent.fulfilled(head):
+                self._spawn(self._submit(intent))
         self._do(self._attestor.head(head))
 
     def _do(self, actions: Sequence[AttestorAction]) -> None:
@@ -119,7 +121,8 @@ class Checkpointer:
             elif isinstance(action, Finalize):
                 self._finalize(action.round)
             elif isinstance(action, Note):
-                _log.info("%s%s", action.text, f" ({action.peer.short})" if action.peer else "")
+                level = logging.WARNING if isinstance(action, Alarm) else logging.INFO
+                _log.log(level, "%s%s", action.text, f" ({action.peer.short})" if action.peer else "")
 
     def _due(self, key: TimerKey) -> None:
         del self._timers[key]
@@ -146,12 +149,12 @@ class Checkpointer:
         except UnreachableError as error:
             _log.debug("%s", error)  # who lacks a signature asks for it
 
-    async def _submit(self, intent: Propose) -> None:
+    async def _submit(self, intent: HubIntent) -> None:
         try:
             await self._view.submit(intent)
         except MurmurationError as error:
-            self._unsubmitted = intent  # tried again at the next look
-            _log.warning("cannot submit the checkpoint of epoch %d yet: %s", intent.header.epoch, error)
+            self._unsubmitted[intent.key] = intent  # tried again at the next look
+            _log.warning("cannot submit %s yet: %s", intent.about, error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dht.wire import digest
-from ledger.checkpoint import Checkpoint
+from ledger.checkpoint import Checkpoint, Rollback
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,12 @@ class Electorate:
 
     def leaders(self, header: Checkpoint) -> tuple[bytes, ...]:
         """Who submits a checkpoint: the first at once, each next one a while later; nobody chooses the order."""
-        seed = (header.epoch.to_bytes(8, "big"), header.parent)
-        return tuple(sorted(self.addresses, key=lambda address: digest("checkpoint leader", *seed, address)))
+        return self._order("checkpoint leader", header.epoch.to_bytes(8, "big"), header.parent)
+
+    def rollback_leaders(self, rollback: Rollback) -> tuple[bytes, ...]:
+        """Who submits a rollback, in the same way."""
+        numbers = (rollback.fork_nonce, rollback.epoch)
+        return self._order("rollback leader", *(number.to_bytes(8, "big") for number in numbers))
+
+    def _order(self, label: str, *seed: bytes) -> tuple[bytes, ...]:
+        return tuple(sorted(self.addresses, key=lambda address: digest(label, *seed, address)))

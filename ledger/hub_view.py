@@ -1,4 +1,4 @@
-"""A peer's window on the hub: the index says where it is, a journalled sender gets proposals there."""
+"""A peer's window on the hub: the index says where it is, a journalled sender gets proposals and rollbacks there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 from dht.errors import MurmurationError, UnreachableError
+from ledger.chain.errors import RevertedError
 from ledger.chain.journal import Intent, Journal
 from ledger.chain.rpc import RpcPool
 from ledger.chain.sender import Fulfilled, Sender
-from ledger.chain_view import Head, Propose
+from ledger.chain_view import Head, HubIntent
 from ledger.electorate import Electorate
 from ledger.explorer.facts import epochs, standing
 from ledger.indexer.abi import Interface
@@ -39,7 +40,7 @@ class HubView:
         self._indexer = Indexer(rpc, index, interface)
         self._wallet = wallet
         self._landing: dict[str, asyncio.Task[None]] = {}
-        self._proposals: dict[str, Propose] = {}
+        self._wanted: dict[str, HubIntent] = {}
         self._looking = asyncio.Lock()
 
     async def head(self) -> Head:
@@ -50,14 +51,13 @@ class HubView:
         await self._look_after(head)
         return head
 
-    async def submit(self, intent: Propose) -> None:
+    async def submit(self, intent: HubIntent) -> None:
         """Journal it and see to it. Raises StorageError."""
         if self._wallet is None:
             return
-        key = f"checkpoint/{intent.header.run.hex()}/{intent.header.fork_nonce}/{intent.header.epoch}"
-        self._proposals.setdefault(key, intent)
-        self._wallet[1].open(self._transaction(key))
-        self._land(key)
+        self._wanted[intent.key] = intent
+        self._wallet[1].open(self._transaction(intent.key))
+        self._land(intent.key)
 
     async def close(self) -> None:
         """Stop sending; what was journalled goes on at the next start."""
@@ -84,18 +84,20 @@ class HubView:
             max(active, default=0),
             _electorate(rotations[-1]),
             count_fees([(epoch.block, epoch.log_index) for epoch in found], payments),
+            tuple(epoch.header for epoch in found[:-1] if epoch.number >= max(active, default=0)),
+            int(rolled_back[-1]["epoch"]) if rolled_back else 0,
         )
 
     # --- transactions ---------------------------------------------------------------------------------------------
 
     def _transaction(self, key: str) -> Intent:
         assert self._wallet is not None
-        proposal = self._proposals[key]
+        wanted = self._wanted[key]
         # The first set of signatures stays, also after a restart: with another one it would be a second transaction.
-        begun = [intent for intent, _ in self._wallet[1].unsettled() if intent.key == key]
-        if begun:
-            return begun[0]
-        data = self._interface.call("CheckpointHub", "propose", *proposal.abi())
+        begun = self._wallet[1].intent(key)
+        if begun is not None:
+            return begun
+        data = self._interface.call("CheckpointHub", wanted.FUNCTION, *wanted.abi())
         return Intent(key, bytes.fromhex(self._hub[2:]), data)
 
     def _land(self, key: str) -> None:
@@ -108,31 +110,34 @@ class HubView:
         try:
             receipt = await self._wallet[0].land(self._transaction(key), self._fulfilled(key))
         except MurmurationError as error:
-            _log.warning("the checkpoint %s did not land yet: %s", key, error)
+            _log.warning("%s did not land yet: %s", self._wanted[key].about, error)
         else:
-            _log.info("the checkpoint %s is on the chain%s", key, "" if receipt else ", by somebody else")
+            _log.info("%s is on the chain%s", self._wanted[key].about, "" if receipt else ", or needed no more")
 
     def _fulfilled(self, key: str) -> Fulfilled:
         async def fulfilled() -> bool:
             async with self._looking:
                 await self._indexer.sync()
-                return self._proposals[key].fulfilled(self._head())
+                return self._wanted[key].fulfilled(self._head())
 
         return fulfilled
 
     async def _look_after(self, head: Head) -> None:
         """Go on with what did not land, and send again what a reorganisation took back."""
-        for key, proposal in list(self._proposals.items()):
-            if proposal.fulfilled(head):
+        for key, wanted in list(self._wanted.items()):
+            if wanted.fulfilled(head):
                 continue
             self._land(key)
         if self._wallet is not None and not self._landing:
             again: Coroutine[Any, Any, list[str]] = self._wallet[0].recheck(self._predicate)
-            for key in await again:
-                _log.warning("the chain was reorganised: %s was sent again", key)
+            try:
+                for key in await again:
+                    _log.warning("the chain was reorganised: %s was sent again", key)
+            except RevertedError as error:  # from before a restart, and others did it: no reason not to see the hub
+                _log.warning("the chain was reorganised: %s", error)
 
     def _predicate(self, key: str) -> Fulfilled | None:
-        return self._fulfilled(key) if key in self._proposals else None
+        return self._fulfilled(key) if key in self._wanted else None
 
 
 def _electorate(row: dict[str, Any]) -> Electorate:

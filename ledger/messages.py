@@ -1,4 +1,4 @@
-"""What attestors say to each other about a checkpoint: tags 0x60 to 0x6F. Nothing here needs an envelope.
+"""What attestors say to each other about checkpoints and rollbacks: tags 0x60 to 0x6F. Nothing here needs an envelope.
 
 A signature is over the EIP-712 digest of its header, so it says for itself which key made it, whoever passes it on.
 """
@@ -54,3 +54,27 @@ class TwoCheckpoints:
     first_signature: Bytes64
     second: HeaderBytes
     second_signature: Bytes64
+
+
+@message(tag=0x63, cap=96)
+@dataclass(frozen=True, slots=True)
+class RollbackStatus:
+    """I want this epoch, and later ones, rolled back. That binds nobody, and is forgotten unless it is said again.
+
+    `have`: bitmap of the attestors whose signatures over a rollback to epoch `chosen` I have; who has more, answers.
+    """
+
+    fork_nonce: U64
+    epoch: U64
+    chosen: U64
+    have: U64
+
+
+@message(tag=0x64, cap=4608)
+@dataclass(frozen=True, slots=True)
+class RollbackSignatures:
+    """Compact signatures (EIP-2098) by attestors over one `Rollback` of the run, each of another attestor."""
+
+    fork_nonce: U64
+    epoch: U64
+    signatures: Annotated[tuple[Bytes64, ...], Count(1, MAX_ATTESTORS)]

@@ -8,7 +8,9 @@ nobody signs; else the halves would have spent the place on two headers, and no 
 Everybody sends its status and its signature to everybody; who lacks some says so again. A signed header that differs
 from one's own is passed on once for each signer, so that two of them by one key meet somewhere. The first of
 `Electorate.leaders` submits as soon as it has a quorum, each next one `TAKE_OVER` seconds later, until the hub shows
-the checkpoint. Signatures over another header than one's own are counted, but never submitted.
+the checkpoint. Signatures over another header than one's own are counted, but never submitted. Who signed another one
+before its records changed abstains, and shows that signature: when a third or more of the weight did so, the place is
+`blocked`, and the way out is a rollback (`ledger.rollbacks`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKe
 from dht.errors import ProtocolError, Refusal, StorageError
 from dht.identity import Identity, PeerId
 from ledger.attestor_guard import AlreadySignedError, AttestorGuard
-from ledger.chain_view import Propose
+from ledger.chain_view import HubIntent, Propose
 from ledger.checkpoint import Checkpoint
 from ledger.eip712 import Domain
 from ledger.electorate import Electorate
@@ -34,14 +36,14 @@ TAKE_OVER = 30.0
 ASK_EVERY = 5.0
 """Seconds after which a status is sent again."""
 ASKED = 2
-"""Attestors that get it then, once I have signed; before, all do."""
+"""Attestors that get it then, once I have signed (or what I signed instead); before, all do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
     """Bring this to the chain, exactly once."""
 
-    intent: Propose
+    intent: HubIntent
 
 
 QuorumAction: TypeAlias = Action | Submit
@@ -93,7 +95,7 @@ class EpochQuorum:
         except StorageError as error:
             return [*actions, *self._note(str(error)), *self._progress()]
         if promised is not None and promised != header:
-            self._spent = True
+            self._spend(promised)
             return [*actions, *self._note("I signed another checkpoint than my records give now"), *self._progress()]
         if promised is not None:
             actions += self._sign(header)
@@ -101,6 +103,13 @@ class EpochQuorum:
             self._stated[self._index] = header.hash()
             actions += self._to_all(self._status(header))
         return [*actions, *self._progress()]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether my header can have no quorum here any more, whoever signs yet: too much weight signed others."""
+        if self.own is None:
+            return False
+        return not self._electorate.enough(set(range(len(self._electorate.addresses))) - self._differing())
 
     def withdraw(self) -> list[QuorumAction]:
         """My records no longer give the header that they gave, nor another one yet: submit nothing."""
@@ -177,6 +186,16 @@ class EpochQuorum:
         """Whose signatures over this header I have."""
         return {index for index, signed in self._seen.items() if signed.header == header}
 
+    def _differing(self) -> set[int]:
+        """Who signed another header than mine."""
+        return {index for index, signed in self._seen.items() if signed.header != self.own}
+
+    def _spend(self, promised: Checkpoint) -> None:
+        """I signed another header here before: abstain, and keep that signature at hand, also after a restart."""
+        self._spent = True
+        if self._index is not None and self._index not in self._seen:
+            self._seen[self._index] = SignedCheckpoint(promised, sign(self._me, promised.digest(self._domain)))
+
     def _same(self, header: Checkpoint) -> set[int]:
         """Whose records give this header, for all that I heard."""
         return {index for index, stated in self._stated.items() if stated == header.hash()}
@@ -205,9 +224,10 @@ class EpochQuorum:
             if signed.header == self.own or index in self._passed_on:
                 continue
             self._passed_on.add(index)
-            who = self._electorate.addresses[index]
-            peer = self._directory.get(who)
-            actions.append(Note(f"0x{who.hex()} signed another checkpoint of epoch {self.epoch} than mine", peer))
+            if index != self._index:
+                who = self._electorate.addresses[index]
+                peer = self._directory.get(who)
+                actions.append(Note(f"0x{who.hex()} signed another checkpoint of epoch {self.epoch} than mine", peer))
             actions += self._to_all(Attestations(signed.header.encode(), (signed.signature,)))
         return actions
 
@@ -217,15 +237,20 @@ class EpochQuorum:
         return CheckpointStatus(self.fork_nonce, self.epoch, header.hash(), heard, have)
 
     def _ask(self, header: Checkpoint) -> list[QuorumAction]:
-        """Say again where I am; nothing when I abstain."""
+        """Say again where I am; when I abstain, what I signed instead."""
         if self._spent:
-            return []
+            mine = self._seen.get(-1 if self._index is None else self._index)
+            return self._in_turn(Attestations(mine.header.encode(), (mine.signature,))) if mine else []
         if self.signed is None:
             return self._to_all(self._status(header))
+        return self._in_turn(self._status(header))
+
+    def _in_turn(self, message: object) -> list[QuorumAction]:
+        """Send it to the next few of the others."""
         others = self._others()
         start, self._asked = self._asked, self._asked + ASKED
         chosen = {others[(start + step) % len(others)] for step in range(ASKED)} if others else set()
-        return [Send(peer, self._status(header)) for peer in sorted(chosen)]
+        return [Send(peer, message) for peer in sorted(chosen)]
 
     def _others(self) -> list[PeerId]:
         addresses = (address for address in self._electorate.addresses if address != self._address)

@@ -18,7 +18,8 @@ from ledger.attestor import Attestor
 from ledger.attestor_guard import SqliteAttestorGuard
 from ledger.books import Books
 from ledger.chain.deployments import Deployment
-from ledger.chain_view import ChainView, Head, Propose
+from ledger.chain_view import ChainView, Head, HubIntent
+from ledger.checkpoint import NOTHING
 from ledger.checkpointer import Checkpointer
 from ledger.checkpointer import Sender as Transport
 from ledger.eip712 import Domain
@@ -176,14 +177,18 @@ class Anchor:
 
 
 class _Reporting:
-    """A `ChainView` whose owner is told of each new checkpoint."""
+    """A `ChainView` whose owner is told of each new checkpoint, and of each rollback."""
 
     def __init__(self, view: ChainView, reporter: Reporter) -> None:
-        self._view, self._reporter, self._epoch = view, reporter, 0
+        self._view, self._reporter, self._hash = view, reporter, NOTHING
+        self._fork_nonce: int | None = None
 
     async def head(self) -> Head:
         head = await self._view.head()
-        if head.epoch != self._epoch and head.checkpoint is not None:
+        if self._fork_nonce is not None and head.fork_nonce > self._fork_nonce:
+            self._reporter.event("checkpoint_rolled_back", epoch=head.rolled_back, fork_nonce=head.fork_nonce)
+        self._fork_nonce = head.fork_nonce
+        if head.hash != self._hash and head.checkpoint is not None:
             header = head.checkpoint
             self._reporter.event(
                 "checkpoint",
@@ -193,8 +198,8 @@ class _Reporting:
                 tally=header.tally_root.hex(),
                 active_epoch=head.active_epoch,
             )
-        self._epoch = head.epoch
+        self._hash = head.hash
         return head
 
-    async def submit(self, intent: Propose) -> None:
+    async def submit(self, intent: HubIntent) -> None:
         await self._view.submit(intent)

@@ -7,6 +7,8 @@
           bytes_up, bytes_down, seconds,                bytes, donors)        stopped(round, root)
           root, state_bytes)                  bootstrap(address, verdict)
     recovery(round, members, missing)         rolled_back(fork, left, round, root)
+    checkpoint(epoch, last_round, root,       checkpoint_rolled_back(epoch, fork_nonce)
+               tally, active_epoch)
 
 `seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids; `tokens` counts from the
 start of the process, bytes and seconds from the round before. Reporters never
@@ -119,6 +121,8 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
         case "rolled_back":
             rounds = count(get("left")) - count(get("fork"))
             return f"another branch stands: {rounds} rounds after {get('fork')} rolled back, their updates are kept"
+        case "checkpoint_rolled_back":
+            return f"checkpoint {get('epoch')} was rolled back on the chain · fork nonce {get('fork_nonce')}"
         case "refused" | "blamed" | "peer_unreachable":
             return f"{name.replace('_', ' ')}: {tail(get('peer'))}: {get('reason')}"
         case "leaving":

@@ -89,6 +89,12 @@ class Journal:
                     f"{intent.key} was sent with other content already", remedy="one name stands for one transaction"
                 )
 
+    def intent(self, key: str) -> Intent | None:
+        """What was noted under a name, also when it is settled."""
+        with self._said():
+            row = self._db.execute("select key, receiver, data, value from intent where key = ?", (key,)).fetchone()
+        return None if row is None else Intent(row[0], row[1], row[2], int(row[3]))
+
     def attempts(self, key: str) -> list[Attempt]:
         """The living attempts, newest first."""
         with self._said():

@@ -50,6 +50,8 @@ class View:
             self._say_once(f"{name} {kind} {tail(event.get('peer'))}: {event.get('reason')}")
         elif kind == "checkpoint":
             self._say_once(f"checkpoint {event.get('epoch')} is on the chain: round {event.get('last_round')}")
+        elif kind == "checkpoint_rolled_back":
+            self._say_once(f"checkpoint {event.get('epoch')} was rolled back: fork nonce {event.get('fork_nonce')}")
         elif kind == "caught_up":
             self._say(f"{name} caught up to round {event.get('round')} with {megabytes(event.get('bytes'))}")
         elif kind == "round" and name == self.tracker.names[0] and not self.console.is_terminal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
@@ -17,13 +18,13 @@ from ledger.attestation_log import SqliteAttestationLog
 from ledger.attestor import Attestor, Expose, Finalize
 from ledger.attestor_guard import SqliteAttestorGuard
 from ledger.books import Books
-from ledger.chain_view import Propose
-from ledger.checkpoint import Checkpoint
+from ledger.chain_view import HubIntent
+from ledger.checkpoint import Checkpoint, Rollback
 from ledger.electorate import Electorate
-from ledger.messages import Attestations
+from ledger.messages import Attestations, RollbackSignatures
 from ledger.quorum import Submit
 from ledger.rewards import Constants
-from ledger.signatures import key_address, recover
+from ledger.signatures import key_address, recover, sign
 from tests.ledger.fake_hub import DOMAIN, FakeChain, Hub, landed
 from tests.ledger.records import KEYS, RUN, add_round, certify, new_chain
 
@@ -40,7 +41,7 @@ class Node:
         self.net, self.identity, self.peer = net, identity, identity.peer_id
         self.chain = new_chain(len(net.identities))
         self.folder = folder
-        self.journal: list[Propose] = []
+        self.journal: list[HubIntent] = []
         self.exposed: list[Expose] = []
         self.notes: list[str] = []
         self.refused: list[ProtocolError] = []
@@ -138,17 +139,26 @@ class Net:
     """All of it. `loss` is the share of messages that never arrive; `fired` says which faults happened."""
 
     def __init__(
-        self, size: int = 4, *, seed: int = 0, loss: float = 0.0, folder: Path | None = None, rounds: int = 6
+        self,
+        size: int = 4,
+        *,
+        seed: int = 0,
+        loss: float = 0.0,
+        folder: Path | None = None,
+        rounds: int = 6,
+        window: float = 60.0,
     ) -> None:
         self.random, self.loss, self.now = random.Random(seed), loss, 0.0
         self.crash: tuple[PeerId, int] | None = None
         self.fired: list[object] = []
         self.lost = 0
         self.signed: dict[tuple[bytes, int, int], set[bytes]] = {}
-        self.on_submit: Callable[[Node, Propose], bool] = lambda node, intent: True
+        self.rollbacks: dict[bytes, set[tuple[int, int]]] = {}
+        """(fork nonce, epoch) of the rollbacks that each attestor signed."""
+        self.on_submit: Callable[[Node, HubIntent], bool] = lambda node, intent: True
         self.identities = KEYS[:size]
         electorate = Electorate(tuple(key_address(key.peer_id) for key in self.identities), (1,) * size)
-        self.ledger = FakeChain(Hub(RUN, electorate, CONSTANTS))
+        self.ledger = FakeChain(Hub(RUN, electorate, CONSTANTS, window=window))
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.nodes = [Node(self, key, folder) for key in self.identities]
@@ -207,8 +217,14 @@ class Net:
                 signer = recover(header.digest(DOMAIN), signature)
                 assert signer is not None
                 self.signed.setdefault((signer, *header.place), set()).add(header.hash())
+        elif isinstance(message, RollbackSignatures):
+            rollback = Rollback(RUN, message.fork_nonce, message.epoch)
+            for signature in message.signatures:
+                signer = recover(rollback.digest(DOMAIN), signature)
+                assert signer is not None
+                self.rollbacks.setdefault(signer, set()).add((message.fork_nonce, message.epoch))
 
-    def submitted(self, node: Node, intent: Propose) -> None:
+    def submitted(self, node: Node, intent: HubIntent) -> None:
         """A node's sender journals an intent and sends it, unless `on_submit` says otherwise."""
         if self.on_submit(node, intent) and intent not in node.journal:
             node.journal.append(intent)
@@ -230,3 +246,40 @@ def switch(node: Node, chain: Chain) -> None:
     """Another branch of records wins at a node."""
     node.chain = chain
     node.feed(node.attestor.advanced)
+
+
+def astray(net: Net, nodes: list[Node], rounds: int) -> Chain:
+    """These nodes follow a branch of their own, of so many rounds, until `come_back`."""
+    branch = new_chain(4)
+    for _ in range(rounds):
+        add_round(branch, salt=b"other")
+    for node in nodes:
+        switch(node, branch)
+        node.learn = lambda record: None
+    return branch
+
+
+def come_back(net: Net, nodes: list[Node]) -> None:
+    """They roll back, and have all records at once."""
+    for node in nodes:
+        del node.learn
+        switch(node, net.truth.branch(net.truth.head.round))
+
+
+def equivocator(net: Net, node: Node) -> None:
+    """From here on a node sends half of the others a header of its own making, properly signed."""
+    send = net.send
+
+    def lie(sender, to, message):
+        if sender is node and isinstance(message, Attestations) and net.identities.index(to_key(net, to)) % 2:
+            header = replace(Checkpoint.decode(message.header), model_root=b"\1" * 32)
+            signature = sign(node.identity, header.digest(DOMAIN))
+            message = Attestations(header.encode(), (signature,))
+            net.fired.append(header.place)
+        send(sender, to, message)
+
+    net.send = lie
+
+
+def to_key(net: Net, peer):
+    return next(key for key in net.identities if key.peer_id == peer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from ledger.chain_view import Head, Propose
+from ledger.chain_view import Head, HubIntent, Propose, RollBack
 from ledger.checkpoint import NOTHING, Checkpoint
 from ledger.eip712 import Domain
 from ledger.electorate import Electorate
@@ -30,6 +30,7 @@ class Hub:
     window: float = 60.0
     interval: float = 4.0
     fork_nonce: int = 0
+    rolled_back: int = 0
     checkpoints: tuple[tuple[Checkpoint, int, float], ...] = ()
     payments: tuple[tuple[int, int], ...] = ()
 
@@ -46,15 +47,14 @@ class Hub:
             "falling": header.cumulative_reward >= cumulative,
             "funded": header.cumulative_reward <= self.funded(header.epoch),
             "too soon": last is None or now >= last[2] + self.interval,
-            "quorum": self._quorum(header, intent),
+            "quorum": self._quorum(header.digest(DOMAIN), intent),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
             raise RevertedError(", ".join(broken))
         return replace(self, checkpoints=(*self.checkpoints, (header, block, now)))
 
-    def _quorum(self, header: Checkpoint, intent: Propose) -> bool:
-        digest = header.digest(DOMAIN)
+    def _quorum(self, digest: bytes, intent: HubIntent) -> bool:
         signatures = intent.signatures()
         signed = all(recover(digest, each) == self.electorate.addresses[bit] for bit, each in signatures.items())
         return signed and self.electorate.enough(signatures)
@@ -64,11 +64,19 @@ class Hub:
         emitted = min(self.constants.emission * epoch, self.constants.emission_cap)
         return emitted + sum(amount for _, amount in self.payments)
 
+    def roll_back(self, intent: RollBack, now: float) -> Hub:
+        """`CheckpointHub.rollback`. Raises RevertedError."""
+        signed = replace(intent.rollback, run=self.run, fork_nonce=self.fork_nonce)
+        if not self._quorum(signed.digest(DOMAIN), intent):
+            raise RevertedError("quorum")
+        return self.rollback(intent.rollback.epoch, now)
+
     def rollback(self, epoch: int, now: float) -> Hub:
         """`CheckpointHub.rollback`, with the quorum that it takes. Raises RevertedError when the epoch is active."""
         if not self.active(now) < epoch <= len(self.checkpoints) + 1:
             raise RevertedError("active, or not there")
-        return replace(self, checkpoints=self.checkpoints[: epoch - 1], fork_nonce=self.fork_nonce + 1)
+        kept = self.checkpoints[: epoch - 1]
+        return replace(self, checkpoints=kept, fork_nonce=self.fork_nonce + 1, rolled_back=epoch)
 
     def active(self, now: float) -> int:
         """The last active epoch."""
@@ -81,8 +89,10 @@ class Hub:
 
     def head(self, now: float) -> Head:
         """What a `ChainView` says of it."""
-        last = self.checkpoints[-1][0] if self.checkpoints else None
-        return Head(last, self.fork_nonce, self.active(now), self.electorate, self.fees())
+        headers, active = [header for header, _, _ in self.checkpoints], self.active(now)
+        last = headers[-1] if headers else None
+        recent = tuple(headers[max(0, active - 1) : -1])
+        return Head(last, self.fork_nonce, active, self.electorate, self.fees(), recent, self.rolled_back)
 
 
 @dataclass
@@ -91,7 +101,7 @@ class FakeChain:
 
     hub: Hub
     blocks: list[Hub] = field(default_factory=list)
-    mempool: list[Propose] = field(default_factory=list)
+    mempool: list[HubIntent] = field(default_factory=list)
     reverted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -102,7 +112,7 @@ class FakeChain:
         """The hub in the newest block."""
         return self.blocks[-1]
 
-    def send(self, intent: Propose) -> None:
+    def send(self, intent: HubIntent) -> None:
         """Put a transaction into the mempool, unless it is there."""
         if intent not in self.mempool:
             self.mempool.append(intent)
@@ -112,7 +122,10 @@ class FakeChain:
         state = self.tip
         for intent in self.mempool:
             try:
-                state = state.propose(intent, len(self.blocks), now)
+                if isinstance(intent, RollBack):
+                    state = state.roll_back(intent, now)
+                else:
+                    state = state.propose(intent, len(self.blocks), now)
             except RevertedError as error:
                 self.reverted.append(str(error))
         self.mempool.clear()

@@ -16,6 +16,7 @@ from ledger.chain_view import Head
 from ledger.checkpoint import NOTHING
 from ledger.electorate import Electorate
 from ledger.messages import CheckpointStatus
+from ledger.rollbacks import Alarm
 from ledger.signatures import key_address
 from tests.ledger.attestor_net import CONSTANTS
 from tests.ledger.fake_hub import DOMAIN
@@ -68,7 +69,7 @@ def test_a_head_that_is_not_what_the_records_give_makes_nothing_final(chain, fil
         add_round(other, salt=b"other")
     peer = attestor(chain, KEYS[0], *files)
     actions = peer.head(head(other, 1, 1))
-    assert [type(action) for action in actions] == [Note] and "not what my records give" in actions[0].text
+    assert [type(action) for action in actions] == [Alarm] and "not what my records give" in actions[0].text
     assert peer.head(head(other, 1, 1)) == []  # said once
     assert Finalize(3) in peer.head(head(chain, 1, 1))
 

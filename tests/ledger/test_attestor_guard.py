@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from threading import Barrier
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from dht.errors import ProtocolError, Refusal, StorageError
 from ledger.attestor_guard import AlreadySignedError, SqliteAttestorGuard
+from ledger.checkpoint import Rollback
 from tests.ledger.headers import DOMAIN, OTHER_DOMAIN, RUN, header
 
 
@@ -53,6 +55,36 @@ def test_other_places_are_free(guards):
     guards().promise(DOMAIN, header(run=other, root=other))
     guards().promise(OTHER_DOMAIN, header(root=other))
     guards().promise(DOMAIN, header(epoch=2**64 - 1, fork_nonce=2**64 - 1))
+
+
+def test_rollbacks_are_remembered_and_forbid_nothing(guards):
+    assert guards().rollbacks(DOMAIN, RUN, 0) == set()
+    for epoch in (3, 2, 2**64 - 1, 2):
+        rollback = Rollback(RUN, 0, epoch)
+        assert guards().promise_rollback(DOMAIN, rollback) == rollback.digest(DOMAIN)
+    guards().promise(DOMAIN, header(epoch=3))
+    assert guards().rollbacks(DOMAIN, RUN, 0) == {2, 3, 2**64 - 1}
+    assert guards().rollbacks(DOMAIN, RUN, 1) == guards().rollbacks(OTHER_DOMAIN, RUN, 0) == set()
+    assert guards().rollbacks(DOMAIN, b"x" * 32, 0) == set()
+
+
+def test_a_rollback_that_is_not_on_disk_is_not_promised(guards):
+    guard = guards()
+    guard._db.execute("PRAGMA query_only = 1")
+    with pytest.raises(StorageError):
+        guard.promise_rollback(DOMAIN, Rollback(RUN, 0, 1))
+    guard._db.execute("PRAGMA query_only = 0")
+    assert guard.rollbacks(DOMAIN, RUN, 0) == set()
+
+
+def test_a_guard_from_before_there_were_rollbacks_takes_them(tmp_path):
+    path = tmp_path / "attestor.sqlite"
+    with closing(SqliteAttestorGuard(path)) as guard:
+        guard.promise(DOMAIN, header())
+        guard._db.execute("DROP TABLE rollback")
+    with closing(SqliteAttestorGuard(path)) as guard:
+        guard.promise_rollback(DOMAIN, Rollback(RUN, 0, 1))
+        assert guard.promised(DOMAIN, RUN, 0, 1) == header()
 
 
 def test_of_many_threads_one_passes(guards):

@@ -9,16 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from averaging.chain import Chain
 from dht.errors import ProtocolError, Refusal
 from ledger.checkpoint import NOTHING, Checkpoint
 from ledger.evidence import verify
 from ledger.messages import Attestations
 from ledger.quorum import TAKE_OVER
 from ledger.signatures import key_address, sign
-from tests.ledger.attestor_net import Net, Node, switch
+from tests.ledger.attestor_net import Net, Node, astray, come_back, equivocator, switch
 from tests.ledger.fake_hub import DOMAIN, landed
-from tests.ledger.records import KEYS, add_round, new_chain
+from tests.ledger.records import KEYS
 
 SEEDS = range(3)
 
@@ -135,25 +134,6 @@ def test_an_rpc_that_dies_after_the_signatures_loses_nothing(seed):
     net.check(2)
 
 
-def equivocator(net: Net, node: Node) -> None:
-    """From here on a node sends half of the others a header of its own making, properly signed."""
-    send = net.send
-
-    def lie(sender, to, message):
-        if sender is node and isinstance(message, Attestations) and net.identities.index(to_key(net, to)) % 2:
-            header = replace(Checkpoint.decode(message.header), model_root=b"\1" * 32)
-            signature = sign(node.identity, header.digest(DOMAIN))
-            message = Attestations(header.encode(), (signature,))
-            net.fired.append(header.place)
-        send(sender, to, message)
-
-    net.send = lie
-
-
-def to_key(net: Net, peer):
-    return next(key for key in net.identities if key.peer_id == peer)
-
-
 @pytest.mark.parametrize("size", [4, 7])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_equivocator_is_exposed_and_stops_nothing(seed, size):
@@ -252,24 +232,6 @@ def test_a_rollback_between_two_looks_is_another_place_too(seed):
     net.check(1)
     assert net.ledger.tip.checkpoints[0][0].fork_nonce == 1
     assert (key_address(blind.peer), 1, 1) in net.signed
-
-
-def astray(net: Net, nodes: list[Node], rounds: int) -> Chain:
-    """These nodes follow a branch of their own, of so many rounds, until `come_back`."""
-    branch = new_chain(4)
-    for _ in range(rounds):
-        add_round(branch, salt=b"other")
-    for node in nodes:
-        switch(node, branch)
-        node.learn = lambda record: None
-    return branch
-
-
-def come_back(net: Net, nodes: list[Node]) -> None:
-    """They roll back, and have all records at once."""
-    for node in nodes:
-        del node.learn
-        switch(node, net.truth.branch(net.truth.head.round))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -187,6 +187,23 @@ async def test_evidence_is_kept_in_a_file(tmp_path):
         assert verify(path.read_bytes()).accused == key_address(liar)
 
 
+async def test_records_that_contradict_what_is_final_are_warned_of(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "ledger")
+    async with running(tmp_path) as swarm:
+        swarm.rounds(3)
+        await until(lambda: landed(swarm.chain) == [1])
+        other = new_chain(4)
+        for _ in range(3):
+            add_round(other, salt=b"other")
+        swarm.records = other
+        for runner in swarm.runners.values():
+            runner.advanced()
+        looks = {view: view.looks for view in swarm.views.values()}
+        await until(lambda: all(view.looks > before + 3 for view, before in looks.items()))
+    warned = [record.levelno for record in caplog.records if "it is final" in record.message]
+    assert warned == [logging.WARNING] * 4
+
+
 async def test_nothing_happens_after_the_end(tmp_path):
     async with running(tmp_path) as swarm:
         pass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dht.errors import Refusal
 from dht.wire import REGISTRY
-from ledger import attestor, checkpointer, messages, quorum
+from ledger import attestor, checkpointer, messages, quorum, rollbacks
 from tests.test_docs import fields_of, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "ledger.md"
@@ -33,4 +33,6 @@ def test_the_protocol_has_the_documented_times():
     assert f"again every {quorum.ASK_EVERY:.0f} s" in text
     assert f"each next one {quorum.TAKE_OVER:.0f} s later" in text
     assert f"every {checkpointer.POLL:.0f} s" in text
+    assert f"before it has lasted {rollbacks.PATIENCE:.0f} s" in text
+    assert rollbacks.FRESH == 6 and "not said again six times in a row" in text
     assert f"remembered for {attestor.REMEMBERED} epochs" in text

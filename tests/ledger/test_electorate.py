@@ -1,6 +1,6 @@
 import pytest
 
-from ledger.checkpoint import Checkpoint
+from ledger.checkpoint import Checkpoint, Rollback
 from ledger.electorate import Electorate
 
 ADDRESSES = tuple(bytes([k]) * 20 for k in range(7))
@@ -35,6 +35,14 @@ def test_as_few_as_are_enough():
     assert electorate.fewest(range(7)) == (1, 3)
     assert electorate.fewest((0, 3, 4, 5, 6)) == (0, 3, 4, 5, 6)
     assert electorate.index(ADDRESSES[3]) == 3 and electorate.index(b"x" * 20) is None
+
+
+def test_leaders_of_a_rollback_are_a_permutation_that_nonce_and_epoch_choose():
+    electorate = Electorate(ADDRESSES, (1,) * 7)
+    rollbacks = [Rollback(b"r" * 32, nonce, epoch) for nonce in range(4) for epoch in range(1, 6)]
+    orders = {electorate.rollback_leaders(each) for each in rollbacks}
+    assert len(orders) > 15
+    assert all(sorted(order) == list(ADDRESSES) for order in orders)
 
 
 def test_leaders_are_a_permutation_that_epoch_and_parent_choose():

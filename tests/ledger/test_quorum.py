@@ -141,7 +141,12 @@ def test_a_place_that_is_spent_is_left_alone(machine, guard):
     for index in (1, 2, 3):
         actions += machine.status(PEERS[index], index, status())
     actions += machine.timeout(("checkpoint ask", 1, 0))
-    assert not sent(actions, Attestations) and not sent(actions, CheckpointStatus)
+    shown = {message for _, message in sent(actions, Attestations)}
+    assert shown == {Attestations(OTHER.encode(), (signed(0, OTHER).signature,))}  # so that others know why
+    again = [sent(machine.timeout(("checkpoint ask", 1, 0)), Attestations) for _ in range(2)]
+    assert {message for each in again for _, message in each} == shown
+    assert [len(each) for each in again] == [2, 2] and {to for each in again for to, _ in each} == {1, 2, 3}
+    assert not sent(actions, CheckpointStatus)
     actions = [action for index in (1, 2, 3) for action in machine.collect(index, signed(index))]
     assert turn(actions)  # it may still submit what the others signed
 

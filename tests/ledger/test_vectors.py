@@ -103,5 +103,10 @@ def test_the_frames_say_what_they_should():
     frames = load("attestations")
     assert len(decode(bytes.fromhex(frames["attestations"])).signatures) == 3
     assert decode(bytes.fromhex(frames["status"])).have == 0b1011
+    status, signed = (decode(bytes.fromhex(frames[f"rollback_{name}"])) for name in ("status", "signatures"))
+    assert (status.epoch, status.chosen, status.have) == (3, 2, 0b0111)
+    digest = Rollback(GENERATOR.RUN, signed.fork_nonce, signed.epoch).digest(GENERATOR.DOMAINS[0])
+    signers = [recover(digest, each).hex() for each in signed.signatures]
+    assert signers == [key["address"] for key in load("checkpoint")["keys"][:3]]
     assert isinstance(decode(bytes.fromhex(frames["evidence"])), TwoCheckpoints)
     assert verify(bytes.fromhex(frames["evidence"])).accused.hex() == frames["accused"]

@@ -12,12 +12,15 @@ import pytest
 
 from dht.errors import ConfigError, IncompatibleRunError
 from ledger.chain.deployments import Deployment
+from ledger.chain_view import Head
 from ledger.devnet import PASSWORD, Devnet, devnet
+from ledger.electorate import Electorate
 from ledger.signatures import key_address
-from peer.anchor import FRAMES, Anchor
+from peer.anchor import FRAMES, Anchor, _Reporting
 from peer.config import PeerConfig
 from peer.manifest import LedgerChoice, Manifest
-from tests.peer.swarm_in_process import Network, Peer, identity, tiny_manifest, until
+from tests.ledger.headers import header
+from tests.peer.swarm_in_process import Events, Network, Peer, identity, tiny_manifest, until
 
 PEERS = 4
 
@@ -101,6 +104,24 @@ async def test_who_anchors_nothing_ignores_the_ledgers_frames(tmp_path: Path):
         await other.send(peer.id, [bytes([tag]) + b"whatever"])
     assert network.refused == []
     await peer.kill()
+
+
+async def test_a_rollback_is_reported_once_and_the_epoch_again():
+    headers = [header(1), header(1, fork_nonce=4)]
+    electorate = Electorate((b"a" * 20,), (1,))
+    heads = [Head(headers[0], 3, 0, electorate, (0, 0), rolled_back=2)] * 2
+    heads += [Head(None, 4, 0, electorate, (0,), rolled_back=1), Head(headers[1], 4, 0, electorate, (0, 0))]
+
+    class View:
+        async def head(self) -> Head:
+            return heads.pop(0)
+
+    events = Events()
+    reporting = _Reporting(View(), events)  # type: ignore[arg-type]
+    for _ in range(4):
+        await reporting.head()
+    assert [name for name, _ in events.all] == ["checkpoint", "checkpoint_rolled_back", "checkpoint"]
+    assert events.named("checkpoint_rolled_back") == [{"epoch": 1, "fork_nonce": 4}]  # not the one before the start
 
 
 def test_the_deployment_of_another_run_is_refused(tmp_path: Path):

@@ -112,7 +112,19 @@ def test_steps_are_silent_and_a_repeated_line_is_said_once() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["started", "waiting", "joined", "round", "caught_up", "refused", "peer_unreachable", "stopped", "error", "?"],
+    [
+        "started",
+        "waiting",
+        "joined",
+        "round",
+        "caught_up",
+        "refused",
+        "peer_unreachable",
+        "checkpoint_rolled_back",
+        "stopped",
+        "error",
+        "?",
+    ],
 )
 def test_missing_fields_never_raise(name: str) -> None:
     describe(name, {})

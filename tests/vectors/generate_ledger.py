@@ -18,7 +18,7 @@ from ledger.checkpoint import NOTHING, Checkpoint, Rollback, Rotation, attestors
 from ledger.eip712 import Domain, Struct
 from ledger.electorate import Electorate
 from ledger.evidence import SignedCheckpoint, equivocation
-from ledger.messages import Attestations, CheckpointStatus
+from ledger.messages import Attestations, CheckpointStatus, RollbackSignatures, RollbackStatus
 from ledger.points import Row
 from ledger.rewards import Constants, largest_remainder
 from ledger.signatures import key_address, pack, sign
@@ -90,6 +90,7 @@ def checkpoint_vectors() -> dict[str, Any]:
         "rollbacks": [signed(each, domain) for domain in DOMAINS for each in rollbacks],
         "rotations": [signed(each, domain) for domain in DOMAINS for each in rotations],
         "leaders": [electorate.leaders(each) for each in checkpoints()],
+        "rollback_leaders": [electorate.rollback_leaders(each) for each in rollbacks],
     }
 
 
@@ -146,9 +147,13 @@ def attestation_vectors() -> dict[str, Any]:
     message = Attestations(first.encode(), tuple(sign(key, digest) for key in KEYS[:3]))
     other = Checkpoint.decode(first.encode()[:-1] + b"\x01")
     one, two = (SignedCheckpoint(each, sign(KEYS[1], each.digest(domain))) for each in (first, other))
+    rollback = Rollback(RUN, 1, 2)
+    signatures = tuple(sign(key, rollback.digest(domain)) for key in KEYS[:3])
     return {
         "attestations": encode(message),
         "status": encode(CheckpointStatus(again.fork_nonce, second.epoch, again.hash(), 0b1111, 0b1011)),
+        "rollback_status": encode(RollbackStatus(1, 3, 2, 0b0111)),
+        "rollback_signatures": encode(RollbackSignatures(1, 2, signatures)),
         "accused": key_address(KEYS[1].peer_id),
         "evidence": equivocation(domain, one, two),
     }
