@@ -29,6 +29,10 @@ class Electorate:
         """Whether these attestors have more than two thirds of all weight."""
         return 3 * sum(self.weights[index] for index in set(indices)) > 2 * sum(self.weights)
 
+    def needed(self, indices: Iterable[int]) -> bool:
+        """Whether nothing is enough without one of these: while less than a third lies, one of them is honest."""
+        return 3 * sum(self.weights[index] for index in set(indices)) >= sum(self.weights)
+
     def fewest(self, indices: Iterable[int]) -> tuple[int, ...]:
         """Of attestors that are enough, as few as are: each signature more costs gas. The heaviest come first."""
         chosen: list[int] = []

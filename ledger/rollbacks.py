@@ -180,7 +180,7 @@ class RollbackQuorum:
         epochs = {self.wanted, *self._seen, *(epoch for epoch, _ in self._stated.values())}
         removable = (each for each in sorted(epochs, reverse=True) if each > self._head.active_epoch)
         agreed = next((each for each in removable if self.electorate.enough(self._consenting(each))), None)
-        return agreed if agreed is not None and self._fits(agreed) else None
+        return agreed if agreed is not None and self._fits(agreed) and self._credible(agreed) else None
 
     def _complete(self) -> int | None:
         """The latest epoch that I want gone and whose rollback has a quorum of signatures."""
@@ -191,12 +191,21 @@ class RollbackQuorum:
         """Whether it takes away what I want gone, and may still be rolled back."""
         return self.declared and self.wanted is not None and self._head.active_epoch < epoch <= self.wanted
 
+    def _credible(self, epoch: int) -> bool:
+        """Whether somebody honest wants it, not only liars that would take along good epochs before mine."""
+        wanting = {who for who, wanted in self._newest().items() if wanted <= epoch} | self._signers(epoch).keys()
+        return epoch == self.wanted or self.electorate.needed(wanting)
+
     def _consenting(self, epoch: int) -> Set[int]:
         """Who wants this epoch gone, or a later one that it takes along."""
+        return {who for who, wanted in self._newest().items() if wanted >= epoch} | self._signers(epoch).keys()
+
+    def _newest(self) -> dict[int, int]:
+        """What each attestor wants, of what was said lately."""
         newest = {who: wanted for who, (wanted, when) in self._stated.items() if self._asked - when <= FRESH}
         if self._index is not None and self.wanted is not None:
             newest[self._index] = self.wanted
-        return {who for who, wanted in newest.items() if wanted >= epoch} | self._signers(epoch).keys()
+        return newest
 
     def _signers(self, epoch: int) -> Mapping[int, bytes]:
         return self._seen.get(epoch, {})

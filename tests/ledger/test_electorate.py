@@ -30,6 +30,22 @@ def test_quorum_is_more_than_two_thirds_of_the_weight(weights, signers, enough):
     assert Electorate(ADDRESSES[: len(weights)], weights).enough(signers) is enough
 
 
+@pytest.mark.parametrize(
+    ("weights", "indices", "needed"),
+    [
+        ((1, 1, 1), (2,), True),
+        ((1,) * 4, (1,), False),
+        ((1,) * 4, (1, 3), True),
+        ((5, 1, 1), (1, 2, 2), False),
+        ((1,), (), False),
+    ],
+)
+def test_nothing_is_enough_without_a_third(weights, indices, needed):
+    electorate = Electorate(ADDRESSES[: len(weights)], weights)
+    assert electorate.needed(indices) is needed
+    assert electorate.enough(set(range(len(weights))) - set(indices)) is not needed
+
+
 def test_as_few_as_are_enough():
     electorate = Electorate(ADDRESSES, (1, 5, 1, 9, 1, 1, 1))
     assert electorate.fewest(range(7)) == (1, 3)

@@ -191,14 +191,14 @@ def test_a_wish_that_finds_no_quorum_before_the_window_is_over_ends(seed):
     assert landed(net.ledger) == [1] and net.ledger.tip.fork_nonce == 0 and not net.rollbacks
 
 
-def demanding(net: Net, liars: Sequence[Node]) -> set[bytes]:
-    """From here on these tell everybody, all the time, that everything should be rolled back; their addresses."""
+def demanding(net: Net, liars: Sequence[Node], most: int = 2**64) -> set[bytes]:
+    """From here on these tell everybody, all the time, that all epochs up to `most` should go; their addresses."""
     electorate = net.ledger.hub.electorate
 
     def demand():
         head = net.ledger.tip.head(net.now)
         for liar in liars:
-            for epoch in range(head.active_epoch + 1, head.epoch + 2):
+            for epoch in range(head.active_epoch + 1, min(head.epoch + 1, most) + 1):
                 rollback = Rollback(RUN, head.fork_nonce, epoch)
                 signature = sign(liar.identity, rollback.digest(DOMAIN))
                 have = (1 << len(electorate.addresses)) - 1
@@ -235,6 +235,26 @@ def test_they_do_not_stop_a_rollback_that_is_due_either(seed):
     assert net.ledger.tip.fork_nonce == 1
     honest = {each for who, signed in net.rollbacks.items() if who not in liars for each in signed}
     assert honest == {(0, 1)}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_they_make_no_rollback_go_deeper_than_somebody_honest_wants(seed):
+    """Three of seven are on a branch that differs from epoch 3 on; two liars would have them sign for epoch 1."""
+    net = Net(7, window=WINDOW, seed=seed, rounds=9)
+    astray_ones, liars = net.nodes[:3], net.nodes[-2:]
+    net.run(110)
+    assert landed(net.ledger) == [1, 2, 3]
+    branch = net.truth.branch(6)
+    for _ in range(3):
+        add_round(branch, salt=b"other")
+    for node in astray_ones:
+        switch(node, branch)
+    demanding(net, liars, most=1)
+    net.run(300)
+    assert {node.attestor.rollbacks.wanted for node in astray_ones} == {3} and len(net.fired) > 100
+    assert all(node.attestor.rollbacks.declared for node in astray_ones)
+    assert net.rollbacks.keys() == {key_address(liar.peer) for liar in liars}
+    assert landed(net.ledger) == [1, 2, 3] and net.ledger.tip.fork_nonce == 0
 
 
 def anchored_anew(net: Net) -> None:
