@@ -9,8 +9,8 @@ Everybody sends its status and its signature to everybody; who lacks some says s
 from one's own is passed on once for each signer, so that two of them by one key meet somewhere. The first of
 `Electorate.leaders` submits as soon as it has a quorum, each next one `TAKE_OVER` seconds later, until the hub shows
 the checkpoint. Signatures over another header than one's own are counted, but never submitted. Who signed another one
-before its records changed abstains, and shows that signature: when a third or more of the weight did so, the place is
-`blocked`, and the way out is a rollback (`ledger.rollbacks`).
+before its records changed abstains, and shows that signature: when that leaves no quorum, the place is `blocked`, and
+the way out is a rollback (`ledger.rollbacks`).
 """
 
 from __future__ import annotations
@@ -106,10 +106,13 @@ class EpochQuorum:
 
     @property
     def blocked(self) -> bool:
-        """Whether my header can have no quorum here any more, whoever signs yet: too much weight signed others."""
-        if self.own is None:
+        """Whether mine has no quorum, and others' signatures for another header are among what is missing.
+
+        Who is silent is not waited for: it may be gone for good, and a rollback takes as many as a checkpoint.
+        """
+        if self.own is None or not self._differing():
             return False
-        return not self._electorate.enough(set(range(len(self._electorate.addresses))) - self._differing())
+        return not self._electorate.enough(self._signers(self.own))
 
     def withdraw(self) -> list[QuorumAction]:
         """My records no longer give the header that they gave, nor another one yet: submit nothing."""

@@ -1,8 +1,8 @@
 """The way back from checkpoints that more than two thirds of the attestors' weight no longer stand by.
 
 An attestor wants a rollback of the first epoch on the hub that is not active and not what its own records give, or of
-the epoch after the head when its header can have no quorum there any more (`EpochQuorum.blocked`). A wish has to last
-`PATIENCE` before anybody hears of it, so that branches of records that are about to meet lead to nothing.
+the epoch after the head when others' signatures keep its header from a quorum (`EpochQuorum.blocked`). A wish has to
+last `PATIENCE` before anybody hears of it, so that branches of records that are about to meet lead to nothing.
 
 Then as for checkpoints: a status first, which binds nobody, and a signature when the wishes of more than two thirds of
 the weight agree. When they name several epochs, it is the latest one whose rollback takes along what so many want gone.
@@ -30,6 +30,8 @@ from ledger.signatures import key_address, pack, recover, sign
 
 PATIENCE = 30.0
 """Seconds that a wish has to last before it is said."""
+MOST_DOUBLINGS = 6
+"""Of this time, while new places for an epoch do not help: half an hour."""
 FRESH = 6
 """A status is forgotten when it was not said again while I asked so many times."""
 
@@ -97,10 +99,10 @@ class RollbackQuorum:
         try:
             promised = epoch in self._guard.rollbacks(self._domain, self._run, self.fork_nonce)
         except StorageError as error:
-            return [*actions, Note(str(error)), SetTimer(self._timer("patience"), PATIENCE)]
+            return [*actions, Note(str(error)), SetTimer(self._timer("patience"), self._patience(epoch))]
         if promised:  # before a restart: it had waited then
             return [*actions, *self._declare(epoch)]
-        return [*actions, SetTimer(self._timer("patience"), PATIENCE)]
+        return [*actions, SetTimer(self._timer("patience"), self._patience(epoch))]
 
     def status(self, sender: PeerId, index: int, status: RollbackStatus) -> list[QuorumAction]:
         """An attestor wants a rollback: answer with the signatures it lacks.
@@ -148,6 +150,12 @@ class RollbackQuorum:
         """The wish is gone, or the fork nonce has moved on."""
         self._turn_of = None
         return [CancelTimer(self._timer(what)) for what in ("patience", "ask", "turn")] if self.wanted else []
+
+    def _patience(self, epoch: int) -> float:
+        """Seconds: for a new place, twice as many for each one since the last checkpoint that did not help."""
+        last = self._head.checkpoint
+        tried = self.fork_nonce - (last.fork_nonce if last else 0)
+        return PATIENCE * 2.0 ** (min(tried, MOST_DOUBLINGS) if epoch > self._head.epoch else 0)
 
     def _declare(self, epoch: int) -> list[QuorumAction]:
         """Let the others know, from now on."""

@@ -85,6 +85,15 @@ def test_nothing_is_said_before_the_wish_has_lasted(machine, guard):
     assert SetTimer(PATIENCE_KEY, PATIENCE) in machine.wish(HUB, 4)  # another wish waits anew
 
 
+@pytest.mark.parametrize(("tried", "waits"), [(0, 1), (1, 2), (3, 8), (6, 64), (40, 64)])
+def test_new_places_that_do_not_help_come_ever_more_rarely(guard, tried, waits):
+    key = ("rollback patience", tried, 0)
+    head = replace(HUB, fork_nonce=tried)  # its last checkpoint has fork nonce 0
+    machine = RollbackQuorum(KEYS[0], DOMAIN, RUN, head, guard, {})
+    assert machine.wish(head, 6) == [SetTimer(key, waits * PATIENCE)]
+    assert SetTimer(key, PATIENCE) in machine.wish(head, 5)  # what stands on the hub waits for nothing
+
+
 def test_it_is_signed_once_more_than_two_thirds_want_it(machine, guard):
     status = RollbackStatus(0, 4, 0, 0)
     assert sent(declared(machine, 4), RollbackStatus) == [(k, status) for k in (1, 2, 3)]

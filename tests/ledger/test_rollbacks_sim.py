@@ -75,6 +75,19 @@ def test_a_place_that_too_many_have_spent_gets_another_fork_nonce(early, size, l
         assert len(times) == 1 and times[0][0] < 40 + 2 * PATIENCE
 
 
+@pytest.mark.parametrize("early", [1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_who_is_gone_for_good_keeps_no_spent_place_alive(seed, early):
+    """Two of seven die; five are a quorum, but one or two of them have spent the place."""
+    net = divided(early, 7, seed=seed)
+    for node in net.nodes[-2:]:
+        net.at(40, node.stop)
+    net.run(600)
+    assert len(net.fired[0]) == early
+    net.check(2)
+    assert net.ledger.tip.fork_nonce == 1
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fewer_than_a_third_that_spent_the_place_need_no_rollback(seed):
     net = divided(1, seed=seed)
