@@ -69,6 +69,7 @@ class EpochQuorum:
         self._index = electorate.index(self._address)
         self._seen: dict[int, SignedCheckpoint] = {}
         self._stated: dict[int, bytes] = {}
+        self._answered: dict[int, tuple[CheckpointStatus, CheckpointStatus]] = {}
         self._passed_on: set[int] = set()
         self._asked = self._index or 0
         self._noted: set[str] = set()
@@ -142,7 +143,9 @@ class EpochQuorum:
         if self.own is not None and self._index in self._stated and self.own.hash() == status.hash:
             answer = self._status(self.own)
             unheard = not status.heard >> (self._index or 0) & 1
-            if unheard or status.have & ~answer.have:
+            # The same again only at the next asking: two who each lack what gets lost would talk without end.
+            if (unheard or status.have & ~answer.have) and self._answered.get(index) != (status, answer):
+                self._answered[index] = status, answer
                 actions.append(Send(sender, answer))
         return [*actions, *self._progress()]
 
@@ -151,6 +154,7 @@ class EpochQuorum:
         if self.own is None:
             return []
         if key == self._timer("ask") and not self._complete:
+            self._answered.clear()
             return [*self._ask(self.own), SetTimer(key, ASK_EVERY)]
         if key == self._timer("turn") and self._complete:
             # The sender is durable; should it have given up after all, it is told again when everybody had a turn.

@@ -91,6 +91,28 @@ def test_a_status_is_answered_with_what_it_lacks(machine):
     assert machine.status(PEERS[3], 3, status(heard=0b1111, have=0b0111)) == []
 
 
+def test_two_whose_signatures_get_lost_fall_silent_until_they_ask_again(machine, guard):
+    directory = dict(zip(ELECTORATE.addresses, PEERS, strict=True))
+    other = EpochQuorum(KEYS[1], DOMAIN, ELECTORATE, (0, 1), guard, directory)
+    pair = (machine, other)
+    for index, each in enumerate(pair):
+        each.adopt(HEADER)
+        each.collect(2 + index, signed(2 + index))
+
+    def talk(actions):
+        said, turn_ = 0, 1  # what the first one says is heard by the second
+        while replies := [message for to, message in sent(actions, CheckpointStatus) if to == turn_]:
+            said += len(replies)
+            assert said < 20, "they talk without end"
+            actions = [reply for each in replies for reply in pair[turn_].status(PEERS[1 - turn_], 1 - turn_, each)]
+            turn_ = 1 - turn_
+        return said
+
+    assert talk(machine.timeout(("checkpoint ask", 1, 0))) > 2
+    other.timeout(("checkpoint ask", 1, 0))
+    assert talk(machine.timeout(("checkpoint ask", 1, 0))) > 1
+
+
 def test_a_header_that_differs_is_passed_on_once(machine):
     assert machine.collect(2, signed(2, OTHER)) == []  # I know none of my own yet
     actions = machine.adopt(HEADER)
