@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.evidence import name_of
+from dht.errands import Errands
 from dht.errors import MurmurationError, StorageError, UnreachableError
 from dht.identity import PeerId
 from dht.transport import Part
@@ -55,9 +56,7 @@ class Checkpointer:
         """`evidence`: the folder that keeps proofs of equivocation. `finalize` gets rounds that are final."""
         self._attestor, self._view, self._transport = attestor, view, transport
         self._evidence, self._finalize, self._poll = evidence, finalize, poll
-        self._loop = asyncio.get_running_loop()
-        self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands: Errands[TimerKey] = Errands()
         self._unsubmitted: dict[str, HubIntent] = {}
         self._failures = 0
         self._stopped = False
@@ -81,12 +80,7 @@ class Checkpointer:
     async def stop(self) -> None:
         """End all timers and sends. What is on disk stays."""
         self._stopped = True
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._errands.stop()
 
     async def _look(self) -> None:
         try:
@@ -102,20 +96,19 @@ class Checkpointer:
         unsubmitted, self._unsubmitted = self._unsubmitted, {}
         for intent in unsubmitted.values():
             if not intent.fulfilled(head):
-                self._spawn(self._submit(intent))
+                self._errands.spawn(self._submit(intent))
         self._do(self._attestor.head(head))
 
     def _do(self, actions: Sequence[AttestorAction]) -> None:
         for action in actions:
             if isinstance(action, Send):
-                self._spawn(self._send(action.to, encode(action.message)))
+                self._errands.spawn(self._send(action.to, encode(action.message)))
             elif isinstance(action, SetTimer):
-                self._cancel(action.key)
-                self._timers[action.key] = self._loop.call_later(action.delay, self._due, action.key)
+                self._errands.set_timer(action.key, action.delay, self._due)
             elif isinstance(action, CancelTimer):
-                self._cancel(action.key)
+                self._errands.cancel_timer(action.key)
             elif isinstance(action, Submit):
-                self._spawn(self._submit(action.intent))
+                self._errands.spawn(self._submit(action.intent))
             elif isinstance(action, Expose):
                 self._keep(action)
             elif isinstance(action, Finalize):
@@ -125,13 +118,7 @@ class Checkpointer:
                 _log.log(level, "%s%s", action.text, f" ({action.peer.short})" if action.peer else "")
 
     def _due(self, key: TimerKey) -> None:
-        del self._timers[key]
         self._do(self._attestor.timeout(key))
-
-    def _cancel(self, key: TimerKey) -> None:
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
 
     def _keep(self, exposed: Expose) -> None:
         """Write evidence under its name, once."""
@@ -155,8 +142,3 @@ class Checkpointer:
         except MurmurationError as error:
             self._unsubmitted[intent.key] = intent  # tried again at the next look
             _log.warning("cannot submit %s yet: %s", intent.about, error)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -210,7 +210,7 @@ async def test_nothing_happens_after_the_end(tmp_path):
     swarm.rounds(3)
     runner = swarm.runners[swarm.keys[0].peer_id]
     runner.receive(swarm.keys[1].peer_id, b"nonsense")
-    assert landed(swarm.chain) == [] and not runner._timers and not runner._tasks
+    assert landed(swarm.chain) == [] and not runner._errands.timers and not runner._errands.tasks
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dht.errors import ConfigError, IncompatibleRunError
+from ledger.chain.artifacts import CONTRACTS
 from ledger.chain.deployments import Deployment
 from ledger.chain_view import Head
 from ledger.devnet import PASSWORD, Devnet, devnet
@@ -86,7 +87,7 @@ async def test_every_second_round_is_anchored_once_and_says_what_all_peers_hold(
 async def test_training_goes_on_while_no_node_answers(tmp_path: Path):
     manifest = anchored_manifest()
     gone = Deployment(77, {}, 0, ("http://127.0.0.1:1",), manifest.run_id)
-    contracts = dict.fromkeys(("Token", "CheckpointHub", "PeerRegistry", "RewardPool", "Slashing"), "0x" + "11" * 20)
+    contracts = {name: f"0x{index:040x}" for index, name in enumerate(CONTRACTS, 1)}
     file = tmp_path / "gone.json"
     dataclasses.replace(gone, contracts=contracts).save(file)
     net = Devnet("rpc", gone, {}, file)
