@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine
 from typing import Any
 
 from dht.errors import MurmurationError, UnreachableError
@@ -13,6 +12,7 @@ from ledger.chain.journal import Intent, Journal
 from ledger.chain.rpc import RpcPool
 from ledger.chain.sender import Fulfilled, Sender
 from ledger.chain_view import Head, Propose
+from ledger.checkpoint import Checkpoint
 from ledger.electorate import Electorate
 from ledger.explorer.facts import epochs, standing
 from ledger.indexer.abi import Interface
@@ -20,6 +20,8 @@ from ledger.indexer.store import Index
 from ledger.indexer.sync import Indexer
 from ledger.usage_fees import count_fees
 
+_CHECKPOINT = "checkpoint/"
+"""How keys of such intents begin; run, fork nonce and epoch follow."""
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +41,6 @@ class HubView:
         self._indexer = Indexer(rpc, index, interface)
         self._wallet = wallet
         self._landing: dict[str, asyncio.Task[None]] = {}
-        self._proposals: dict[str, Propose] = {}
         self._looking = asyncio.Lock()
 
     async def head(self) -> Head:
@@ -54,10 +55,13 @@ class HubView:
         """Journal it and see to it. Raises StorageError."""
         if self._wallet is None:
             return
-        key = f"checkpoint/{intent.header.run.hex()}/{intent.header.fork_nonce}/{intent.header.epoch}"
-        self._proposals.setdefault(key, intent)
-        self._wallet[1].open(self._transaction(key))
-        self._land(key)
+        journal, header = self._wallet[1], intent.header
+        key = f"{_CHECKPOINT}{header.run.hex()}/{header.fork_nonce}/{header.epoch}"
+        # The first set of signatures stays, also after a restart: with another one it would be a second transaction.
+        if (begun := journal.intent(key)) is None:
+            data = self._interface.call("CheckpointHub", "propose", *intent.abi())
+            journal.open(begun := Intent(key, bytes.fromhex(self._hub[2:]), data))
+        self._land(begun, intent)
 
     async def close(self) -> None:
         """Stop sending; what was journalled goes on at the next start."""
@@ -88,51 +92,54 @@ class HubView:
 
     # --- transactions ---------------------------------------------------------------------------------------------
 
-    def _transaction(self, key: str) -> Intent:
-        assert self._wallet is not None
-        proposal = self._proposals[key]
-        # The first set of signatures stays, also after a restart: with another one it would be a second transaction.
-        begun = [intent for intent, _ in self._wallet[1].unsettled() if intent.key == key]
-        if begun:
-            return begun[0]
-        data = self._interface.call("CheckpointHub", "propose", *proposal.abi())
-        return Intent(key, bytes.fromhex(self._hub[2:]), data)
+    def _land(self, intent: Intent, proposal: Propose) -> None:
+        if intent.key not in self._landing:
+            task = asyncio.get_running_loop().create_task(self._send(intent, proposal))
+            self._landing[intent.key] = task
+            task.add_done_callback(lambda _: self._landing.pop(intent.key, None))
 
-    def _land(self, key: str) -> None:
-        if key not in self._landing:
-            task = self._landing[key] = asyncio.get_running_loop().create_task(self._send(key))
-            task.add_done_callback(lambda _: self._landing.pop(key, None))
-
-    async def _send(self, key: str) -> None:
+    async def _send(self, intent: Intent, proposal: Propose) -> None:
         assert self._wallet is not None
         try:
-            receipt = await self._wallet[0].land(self._transaction(key), self._fulfilled(key))
+            receipt = await self._wallet[0].land(intent, self._fulfilled(proposal))
         except MurmurationError as error:
-            _log.warning("the checkpoint %s did not land yet: %s", key, error)
+            _log.warning("the checkpoint %s did not land yet: %s", intent.key, error)
         else:
-            _log.info("the checkpoint %s is on the chain%s", key, "" if receipt else ", by somebody else")
+            _log.info("the checkpoint %s is on the chain%s", intent.key, "" if receipt else ", by somebody else")
 
-    def _fulfilled(self, key: str) -> Fulfilled:
+    def _fulfilled(self, proposal: Propose) -> Fulfilled:
         async def fulfilled() -> bool:
             async with self._looking:
                 await self._indexer.sync()
-                return self._proposals[key].fulfilled(self._head())
+                return proposal.fulfilled(self._head())
 
         return fulfilled
 
     async def _look_after(self, head: Head) -> None:
-        """Go on with what did not land, and send again what a reorganisation took back."""
-        for key, proposal in list(self._proposals.items()):
-            if proposal.fulfilled(head):
-                continue
-            self._land(key)
-        if self._wallet is not None and not self._landing:
-            again: Coroutine[Any, Any, list[str]] = self._wallet[0].recheck(self._predicate)
-            for key in await again:
-                _log.warning("the chain was reorganised: %s was sent again", key)
+        """Go on with what this process or one before it began, and send again what a reorganisation took back.
 
-    def _predicate(self, key: str) -> Fulfilled | None:
-        return self._fulfilled(key) if key in self._proposals else None
+        Only what can succeed now: what needs another checkpoint first would be refused, and pay for that.
+        """
+        if self._wallet is None:
+            return
+        sender, journal = self._wallet
+        gone = {intent.key for intent in await sender.taken_back()}
+        for intent, tx_hash in journal.unsettled():
+            if not intent.key.startswith(_CHECKPOINT) or (tx_hash is not None and intent.key not in gone):
+                continue
+            proposal = self._proposal(intent)
+            follows = proposal.header.epoch == head.epoch + 1 and proposal.header.parent == head.hash
+            if follows or proposal.fulfilled(head):
+                if intent.key in gone and intent.key not in self._landing:
+                    _log.warning("the chain was reorganised: %s has to land again", intent.key)
+                self._land(intent, proposal)
+
+    def _proposal(self, intent: Intent) -> Propose:
+        """What a journalled transaction proposes."""
+        call = self._interface.read_call(intent.data)
+        assert call is not None, intent.key
+        header, bitmap, rvs = call[1].values()
+        return Propose(Checkpoint(*header.values()), bitmap, tuple(rvs))
 
 
 def _electorate(row: dict[str, Any]) -> Electorate:

@@ -72,29 +72,38 @@ class Sender:
         Goes on with what an earlier process began. Waits for as long as no node answers. Raises RevertedError when the
         contract refuses it, UnfundedError when the wallet cannot pay; what was signed stays in the journal.
         """
-        async with self._turn:
-            self._journal.open(intent)
-            return await _Landing(self, intent, fulfilled).run()
+        self._journal.open(intent)
+        landing = _Landing(self, intent, fulfilled)
+        while True:
+            try:
+                async with self._turn:
+                    return await landing.run()
+            except _NotInTurnError as error:
+                _log.warning("%s", error)
+                await self._sleep(self._policy.poll)
 
-    async def recheck(self, fulfilled: Callable[[str], Fulfilled | None] = lambda key: None) -> list[str]:
-        """Send again what a reorganisation took back; returns the keys of such intents.
+    async def taken_back(self) -> list[Intent]:
+        """Intents that had landed and, after a reorganisation, have not: to be landed again, in this order.
 
-        To be called now and then: an intent is looked after until its block is finalized. `fulfilled` gives each key's
-        predicate.
+        To be called now and then: an intent is looked after until its block is finalized.
         """
         final = await self._rpc.call("eth_getBlockByNumber", ["finalized", False])
         horizon = int(final["number"], 16) if final else -1
-        again = []
+        gone = []
         for intent, tx_hash in self._journal.unsettled():
             if tx_hash is None:
                 continue
             receipt = await self._rpc.call("eth_getTransactionReceipt", ["0x" + tx_hash.hex()])
-            if receipt is None:
-                again.append(intent.key)
-                await self.land(intent, fulfilled(intent.key))
+            # In another block than before it may have been refused.
+            if receipt is None or receipt.get("blockNumber") is None or int(receipt["status"], 16) != 1:
+                gone.append(intent)
             elif int(receipt["blockNumber"], 16) <= horizon:
                 self._journal.settle(intent.key)
-        return again
+        return gone
+
+
+class _NotInTurnError(Exception):
+    """A reorganisation took back what this wallet had sent before; no later nonce is mined until that one is."""
 
 
 class _Landing:
@@ -138,6 +147,8 @@ class _Landing:
             await self._clashed(attempts)
             return False, None
         self._clashes = 0
+        if attempts and nonce < attempts[0].nonce:
+            raise _NotInTurnError(f"{self._intent.key} waits for nonce {nonce}; its own is {attempts[0].nonce}")
         if not attempts:
             attempt = await self._first(nonce)
             self._sent_at = self._clock.now()
