@@ -154,7 +154,9 @@ class Network:
         await self.until("all indexes agree", lambda: all(indexed(peer) == places for peer in self.peers))
         await self.until("all journals settled", lambda: all(unsettled(peer) == [] for peer in self.peers))
         last = self.epoch * ROUNDS
-        await self.until("all rounds final", lambda: all(peer.last("final")["round"] == last for peer in self.peers))
+        await self.until(
+            "all rounds final", lambda: all(peer.last("final").get("round") == last for peer in self.peers)
+        )
         headers = {each.header.epoch: each.header.encode() for each in proposed}
         for peer in self.peers:
             signed = peer.rows("guard.sqlite", "select epoch, header from promise")
