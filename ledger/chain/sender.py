@@ -153,6 +153,8 @@ class _Landing:
             attempt = await self._first(nonce)
             self._sent_at = self._clock.now()
         else:
+            if not await self._waiting(attempts):
+                await self._gas()  # by now it may be refused, and that shall cost nothing
             attempt = await self._maybe_outbid(attempts[0])
         await self._send(attempt)
         receipt = await self._receipt(self._journal.attempts(self._intent.key))
@@ -164,6 +166,13 @@ class _Landing:
             if receipt is not None and receipt.get("blockNumber") is not None:
                 return receipt
         return None
+
+    async def _waiting(self, attempts: list[Attempt]) -> bool:
+        """Whether a node holds one of them: not so if it never got there, or was dropped, or taken back."""
+        for attempt in attempts:
+            if await self._rpc.call("eth_getTransactionByHash", ["0x" + attempt.tx_hash.hex()]) is not None:
+                return True
+        return False
 
     async def _mined(self, receipt: Receipt) -> tuple[bool, Receipt | None]:
         """A transaction of ours is in a block: is it deep enough, and did it do what it should?"""

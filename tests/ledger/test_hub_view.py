@@ -118,6 +118,7 @@ async def test_what_was_taken_back_while_the_process_was_away_lands_again_in_ord
         await ledger.until(view, lambda head: head.epoch == 10)
         await finalize(ledger, view, journal)
         assert [epoch.number for epoch in epochs(view._index)] == list(range(1, 11))
+    assert await ledger.sent() == 10
 
 
 async def test_what_was_taken_back_and_done_by_somebody_else_is_over(ledger):

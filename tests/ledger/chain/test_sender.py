@@ -342,6 +342,19 @@ async def overtaken(rpc, steps) -> str:
     return once
 
 
+async def test_what_was_signed_and_is_refused_by_now_is_not_sent(rpc, open_sender):
+    once = (await receipt(rpc, signed(BOB, 0, data=init_code(ONCE))))["contractAddress"]
+    sender, intent = open_sender(rpc), Intent("once", bytes.fromhex(once[2:]), b"")
+    rpc.before = crash_on("eth_sendRawTransaction")
+    with pytest.raises(Crash):
+        await sender.land(intent)
+    rpc.before = None
+    await receipt(rpc, signed(BOB, 1, once))
+    with pytest.raises(RevertedError) as refused:
+        await sender.land(intent)
+    assert (refused.value.data, await nonce_of(rpc)) == (ERROR, 0)
+
+
 async def test_what_is_refused_once_it_is_mined_says_why(rpc, open_sender, steps):
     once = await overtaken(rpc, steps)
     sender = open_sender(rpc)
