@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 from ledger.checkpoint import NOTHING, Checkpoint, Rollback
 from ledger.electorate import Electorate
@@ -84,6 +85,11 @@ class Propose:
         """Whether nothing is left to send: the hub is at this epoch or further, or its fork nonce has moved on."""
         return head.fork_nonce != self.header.fork_nonce or head.epoch >= self.header.epoch
 
+    def possible(self, head: Head) -> bool:
+        """Whether the hub would take it now: it follows the head."""
+        place = (self.header.fork_nonce, self.header.epoch, self.header.parent)
+        return place == (head.fork_nonce, head.epoch + 1, head.hash)
+
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
@@ -103,7 +109,8 @@ class RollBack:
     @property
     def key(self) -> str:
         """Its name in a journal: the same for every set of signatures."""
-        return f"rollback/{self.rollback.run.hex()}/{self.rollback.fork_nonce}/{self.rollback.epoch}"
+        place = f"{self.rollback.fork_nonce}/{self.rollback.epoch}/{self.removes.hex()}"
+        return f"rollback/{self.rollback.run.hex()}/{place}"
 
     @property
     def about(self) -> str:
@@ -127,8 +134,27 @@ class RollBack:
         over = head.fork_nonce != self.rollback.fork_nonce or epoch <= head.active_epoch
         return over or head.hash_of(epoch) != self.removes
 
+    def possible(self, head: Head) -> bool:
+        """Whether the hub would take it now."""
+        return not self.fulfilled(head)
+
 
 HubIntent: TypeAlias = Propose | RollBack
+
+
+def is_hub_intent(key: str) -> bool:
+    """Whether a journal's key is one of these."""
+    return key.startswith(("checkpoint/", "rollback/"))
+
+
+def journalled(key: str, arguments: Sequence[Any]) -> HubIntent:
+    """What a journalled transaction is for, by its key and its decoded arguments."""
+    first, bitmap, rvs = arguments
+    if key.startswith("checkpoint/"):
+        return Propose(Checkpoint(*first.values()), bitmap, tuple(rvs))
+    _, run, fork_nonce, epoch, removes = key.split("/")
+    rollback = Rollback(bytes.fromhex(run), int(fork_nonce), int(epoch))
+    return RollBack(rollback, bitmap, tuple(rvs), bytes.fromhex(removes))
 
 
 class ChainView(Protocol):

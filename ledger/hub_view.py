@@ -1,19 +1,17 @@
-"""A peer's window on the hub: the index says where it is, a journalled sender gets proposals and rollbacks there."""
+"""A peer's window on the hub: the index says where it is, a journalled sender gets proposals there."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine
 from typing import Any
 
 from dht.errors import MurmurationError, UnreachableError
-from ledger.chain.errors import RevertedError
 from ledger.chain.journal import Intent, Journal
 from ledger.chain.rpc import RpcPool
 from ledger.chain.sender import Fulfilled, Sender
-from ledger.chain_view import Head, HubIntent
+from ledger.chain_view import Head, HubIntent, is_hub_intent, journalled
 from ledger.electorate import Electorate
 from ledger.explorer.facts import epochs, standing
 from ledger.indexer.abi import Interface
@@ -40,7 +38,6 @@ class HubView:
         self._indexer = Indexer(rpc, index, interface)
         self._wallet = wallet
         self._landing: dict[str, asyncio.Task[None]] = {}
-        self._wanted: dict[str, HubIntent] = {}
         self._looking = asyncio.Lock()
 
     async def head(self) -> Head:
@@ -55,9 +52,12 @@ class HubView:
         """Journal it and see to it. Raises StorageError."""
         if self._wallet is None:
             return
-        self._wanted[intent.key] = intent
-        self._wallet[1].open(self._transaction(intent.key))
-        self._land(intent.key)
+        journal = self._wallet[1]
+        # The first set of signatures stays, also after a restart: with another one it would be a second transaction.
+        if (begun := journal.intent(intent.key)) is None:
+            data = self._interface.call("CheckpointHub", intent.FUNCTION, *intent.abi())
+            journal.open(begun := Intent(intent.key, bytes.fromhex(self._hub[2:]), data))
+        self._land(begun, intent)
 
     async def close(self) -> None:
         """Stop sending; what was journalled goes on at the next start."""
@@ -90,54 +90,52 @@ class HubView:
 
     # --- transactions ---------------------------------------------------------------------------------------------
 
-    def _transaction(self, key: str) -> Intent:
-        assert self._wallet is not None
-        wanted = self._wanted[key]
-        # The first set of signatures stays, also after a restart: with another one it would be a second transaction.
-        begun = self._wallet[1].intent(key)
-        if begun is not None:
-            return begun
-        data = self._interface.call("CheckpointHub", wanted.FUNCTION, *wanted.abi())
-        return Intent(key, bytes.fromhex(self._hub[2:]), data)
+    def _land(self, intent: Intent, wanted: HubIntent) -> None:
+        if intent.key not in self._landing:
+            task = asyncio.get_running_loop().create_task(self._send(intent, wanted))
+            self._landing[intent.key] = task
+            task.add_done_callback(lambda _: self._landing.pop(intent.key, None))
 
-    def _land(self, key: str) -> None:
-        if key not in self._landing:
-            task = self._landing[key] = asyncio.get_running_loop().create_task(self._send(key))
-            task.add_done_callback(lambda _: self._landing.pop(key, None))
-
-    async def _send(self, key: str) -> None:
+    async def _send(self, intent: Intent, wanted: HubIntent) -> None:
         assert self._wallet is not None
         try:
-            receipt = await self._wallet[0].land(self._transaction(key), self._fulfilled(key))
+            receipt = await self._wallet[0].land(intent, self._fulfilled(wanted))
         except MurmurationError as error:
-            _log.warning("%s did not land yet: %s", self._wanted[key].about, error)
+            _log.warning("%s did not land yet: %s", wanted.about, error)
         else:
-            _log.info("%s is on the chain%s", self._wanted[key].about, "" if receipt else ", or needed no more")
+            _log.info("%s is on the chain%s", wanted.about, "" if receipt else ", or needed no more")
 
-    def _fulfilled(self, key: str) -> Fulfilled:
+    def _fulfilled(self, wanted: HubIntent) -> Fulfilled:
         async def fulfilled() -> bool:
             async with self._looking:
                 await self._indexer.sync()
-                return self._wanted[key].fulfilled(self._head())
+                return wanted.fulfilled(self._head())
 
         return fulfilled
 
     async def _look_after(self, head: Head) -> None:
-        """Go on with what did not land, and send again what a reorganisation took back."""
-        for key, wanted in list(self._wanted.items()):
-            if wanted.fulfilled(head):
-                continue
-            self._land(key)
-        if self._wallet is not None and not self._landing:
-            again: Coroutine[Any, Any, list[str]] = self._wallet[0].recheck(self._predicate)
-            try:
-                for key in await again:
-                    _log.warning("the chain was reorganised: %s was sent again", key)
-            except RevertedError as error:  # from before a restart, and others did it: no reason not to see the hub
-                _log.warning("the chain was reorganised: %s", error)
+        """Go on with what this process or one before it began, and send again what a reorganisation took back.
 
-    def _predicate(self, key: str) -> Fulfilled | None:
-        return self._fulfilled(key) if key in self._wanted else None
+        Only what can succeed now: what needs another checkpoint first would be refused, and pay for that.
+        """
+        if self._wallet is None:
+            return
+        sender, journal = self._wallet
+        gone = {intent.key for intent in await sender.taken_back()}
+        for intent, tx_hash in journal.unsettled():
+            if not is_hub_intent(intent.key) or (tx_hash is not None and intent.key not in gone):
+                continue
+            wanted = self._wanted(intent)
+            if wanted.possible(head) or wanted.fulfilled(head):
+                if intent.key in gone and intent.key not in self._landing:
+                    _log.warning("the chain was reorganised: %s has to land again", wanted.about)
+                self._land(intent, wanted)
+
+    def _wanted(self, intent: Intent) -> HubIntent:
+        """What a journalled transaction is for."""
+        call = self._interface.read_call(intent.data)
+        assert call is not None, intent.key
+        return journalled(intent.key, tuple(call[1].values()))
 
 
 def _electorate(row: dict[str, Any]) -> Electorate:

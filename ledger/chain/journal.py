@@ -127,9 +127,10 @@ class Journal:
             self._db.execute("update attempt set dead = 1 where key = ?", (key,))
 
     def landed(self, key: str, tx_hash: bytes, block: int) -> None:
-        """The intent is fulfilled by that transaction, as far as the chain stands."""
+        """The intent is fulfilled by that transaction, as far as the chain stands; not for good until it is settled."""
+        row = (tx_hash, block, key)
         with self._said():
-            self._db.execute("update intent set tx_hash = ?, block = ? where key = ?", (tx_hash, block, key))
+            self._db.execute("update intent set tx_hash = ?, block = ?, settled = 0 where key = ?", row)
 
     def settle(self, key: str) -> None:
         """The intent is fulfilled for good, by whomever."""
@@ -137,10 +138,12 @@ class Journal:
             self._db.execute("update intent set settled = 1 where key = ?", (key,))
 
     def unsettled(self) -> list[tuple[Intent, bytes | None]]:
-        """Intents not fulfilled for good, each with the transaction that fulfils it so far."""
+        """Intents not fulfilled for good, each with the transaction that fulfils it so far, in the order of nonces."""
+        first = "(select min(nonce) from attempt where attempt.key = intent.key and not dead)"
         with self._said():
             rows = self._db.execute(
-                "select key, receiver, data, value, tx_hash from intent where not settled order by key"
+                "select key, receiver, data, value, tx_hash from intent where not settled "
+                f"order by {first} is null, {first}, key"
             ).fetchall()
         return [(Intent(key, receiver, data, int(value)), done) for key, receiver, data, value, done in rows]
 

@@ -72,29 +72,38 @@ class Sender:
         Goes on with what an earlier process began. Waits for as long as no node answers. Raises RevertedError when the
         contract refuses it, UnfundedError when the wallet cannot pay; what was signed stays in the journal.
         """
-        async with self._turn:
-            self._journal.open(intent)
-            return await _Landing(self, intent, fulfilled).run()
+        self._journal.open(intent)
+        landing = _Landing(self, intent, fulfilled)
+        while True:
+            try:
+                async with self._turn:
+                    return await landing.run()
+            except _NotInTurnError as error:
+                _log.warning("%s", error)
+                await self._sleep(self._policy.poll)
 
-    async def recheck(self, fulfilled: Callable[[str], Fulfilled | None] = lambda key: None) -> list[str]:
-        """Send again what a reorganisation took back; returns the keys of such intents.
+    async def taken_back(self) -> list[Intent]:
+        """Intents that had landed and, after a reorganisation, have not: to be landed again, in this order.
 
-        To be called now and then: an intent is looked after until its block is finalized. `fulfilled` gives each key's
-        predicate.
+        To be called now and then: an intent is looked after until its block is finalized.
         """
         final = await self._rpc.call("eth_getBlockByNumber", ["finalized", False])
         horizon = int(final["number"], 16) if final else -1
-        again = []
+        gone = []
         for intent, tx_hash in self._journal.unsettled():
             if tx_hash is None:
                 continue
             receipt = await self._rpc.call("eth_getTransactionReceipt", ["0x" + tx_hash.hex()])
-            if receipt is None:
-                again.append(intent.key)
-                await self.land(intent, fulfilled(intent.key))
+            # In another block than before it may have been refused.
+            if receipt is None or receipt.get("blockNumber") is None or int(receipt["status"], 16) != 1:
+                gone.append(intent)
             elif int(receipt["blockNumber"], 16) <= horizon:
                 self._journal.settle(intent.key)
-        return again
+        return gone
+
+
+class _NotInTurnError(Exception):
+    """A reorganisation took back what this wallet had sent before; no later nonce is mined until that one is."""
 
 
 class _Landing:
@@ -138,10 +147,14 @@ class _Landing:
             await self._clashed(attempts)
             return False, None
         self._clashes = 0
+        if attempts and nonce < attempts[0].nonce:
+            raise _NotInTurnError(f"{self._intent.key} waits for nonce {nonce}; its own is {attempts[0].nonce}")
         if not attempts:
             attempt = await self._first(nonce)
             self._sent_at = self._clock.now()
         else:
+            if not await self._waiting(attempts):
+                await self._gas()  # by now it may be refused, and that shall cost nothing
             attempt = await self._maybe_outbid(attempts[0])
         await self._send(attempt)
         receipt = await self._receipt(self._journal.attempts(self._intent.key))
@@ -153,6 +166,13 @@ class _Landing:
             if receipt is not None and receipt.get("blockNumber") is not None:
                 return receipt
         return None
+
+    async def _waiting(self, attempts: list[Attempt]) -> bool:
+        """Whether a node holds one of them: not so if it never got there, or was dropped, or taken back."""
+        for attempt in attempts:
+            if await self._rpc.call("eth_getTransactionByHash", ["0x" + attempt.tx_hash.hex()]) is not None:
+                return True
+        return False
 
     async def _mined(self, receipt: Receipt) -> tuple[bool, Receipt | None]:
         """A transaction of ours is in a block: is it deep enough, and did it do what it should?"""

@@ -28,18 +28,18 @@ def some_work(round_: int, number: int) -> tuple[int, int]:
     return 1000 + 17 * number + 3 * round_ * number, (round_ + number) % 4
 
 
-def new_chain(members: int = 4) -> Chain:
+def new_chain(members: int = 4, run: bytes = RUN) -> Chain:
     """A chain with its founding only."""
     founder = KEYS[0]
     peers = tuple(key.peer_id for key in KEYS[:members])
-    return Chain(RUN, founder.peer_id, found(founder, RUN, peers, digest("genesis state"), digest("nonce")))
+    return Chain(run, founder.peer_id, found(founder, run, peers, digest("genesis state"), digest("nonce")))
 
 
 def certify(record: Record, committee: Sequence[PeerId]) -> Certificate:
     """The smallest certificate of a record."""
     signers = tuple(range(quorum(len(committee))))
     ballot = Ballot(record.round, 0, PRECOMMIT, record.hash())
-    signatures = tuple(seal(BY_PEER[committee[i]], RUN, record.round, ballot).signature for i in signers)
+    signatures = tuple(seal(BY_PEER[committee[i]], record.run, record.round, ballot).signature for i in signers)
     return Certificate(record.round, 0, record.hash(), signers, signatures)
 
 

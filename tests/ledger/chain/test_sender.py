@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
 import pytest
@@ -123,6 +124,28 @@ async def test_a_stuck_transaction_is_outbid_until_it_lands(rpc, counter, open_s
     assert (await count(rpc, counter), await nonce_of(rpc)) == (1, 1)
 
 
+async def test_a_base_fee_that_rises_over_the_bid_is_outbid(rpc, counter, open_sender, steps):
+    await rpc.call("evm_setAutomine", [False])
+    sender = open_sender(rpc, poll=10.0, replace_after=25.0)
+    passed_by = []
+
+    async def dearer():
+        (bid,) = {attempt.bid for attempt in open_sender.journals[0].attempts("count/1")}
+        await rpc.call("anvil_setNextBlockBaseFeePerGas", [hex(2 * bid.most)])
+        await rpc.call("evm_mine")
+        passed_by.append((bid, await count(rpc, counter)))
+
+    async def mine():
+        await rpc.call("evm_mine")
+
+    steps.plan = [dearer, None, None, mine]
+    mined = await sender.land(count_up(counter))
+    ((bid, counted),) = passed_by
+    assert counted == 0 and int(mined["effectiveGasPrice"], 16) > bid.most
+    assert len(open_sender.journals[0].attempts("count/1")) == 2
+    assert (await count(rpc, counter), await nonce_of(rpc)) == (1, 1)
+
+
 async def test_no_bid_goes_over_the_cap(embedded, open_sender, steps):
     counter = await deploy_counter(embedded)
     await embedded.call("anvil_setNextBlockBaseFeePerGas", [hex(50 * GWEI)])
@@ -239,14 +262,63 @@ async def test_a_reorganisation_before_it_is_deep_enough(rpc, counter, open_send
 async def test_a_reorganisation_afterwards_is_noticed_and_mended(rpc, counter, open_sender):
     sender = open_sender(rpc)
     await sender.land(count_up(counter))
-    assert await sender.recheck() == []
+    assert await sender.taken_back() == []
     await rpc.call("anvil_reorg", [1, []])
     assert await count(rpc, counter) == 0
-    assert await sender.recheck() == ["count/1"]
+    (gone,) = await sender.taken_back()
+    assert gone == count_up(counter)
+    await sender.land(gone)
     assert (await count(rpc, counter), await nonce_of(rpc), len(set(rpc.sent[1:]))) == (1, 1, 1)
     await rpc.call("anvil_mine", [hex(100)])
-    assert await sender.recheck() == []
+    assert await sender.taken_back() == []
     assert open_sender.journals[0].unsettled() == []
+
+
+async def test_what_was_sent_before_and_is_taken_back_goes_first(rpc, counter, open_sender):
+    """The second is signed with a nonce that nothing leads to any more; nor may it keep the first from its turn."""
+    sender = open_sender(rpc)
+    first, second = count_up(counter, "count/1"), count_up(counter, "count/2")
+    await sender.land(first)
+    rpc.before = crash_on("eth_sendRawTransaction")
+    with pytest.raises(Crash):
+        await sender.land(second)
+    rpc.before = None
+    await rpc.call("anvil_reorg", [1, []])
+    assert (await count(rpc, counter), await nonce_of(rpc)) == (0, 0)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        for intent in (second, first):
+            group.create_task(sender.land(intent))
+    assert (await count(rpc, counter), await nonce_of(rpc), len(set(rpc.sent[1:]))) == (2, 2, 2)
+
+
+async def test_intents_that_were_taken_back_are_told_in_the_order_of_their_nonces(rpc, counter, open_sender):
+    """Names sort otherwise: "count/10" comes before "count/9"."""
+    sender = open_sender(rpc)
+    names = ["count/9", "count/10", "count/11"]
+    for name in names:
+        await sender.land(count_up(counter, name))
+    await rpc.call("anvil_reorg", [3, []])
+    gone = await sender.taken_back()
+    assert [intent.key for intent in gone] == names
+    for intent in gone:
+        await sender.land(intent)
+    assert (await count(rpc, counter), len(set(rpc.sent[1:]))) == (3, 3)
+
+
+async def test_what_lands_again_after_somebody_elses_is_looked_after_again(rpc, counter, open_sender):
+    """Settled, since somebody else did it; then that was taken back, and it is done here after all."""
+    sender, others = open_sender(rpc), [True]
+
+    async def fulfilled():
+        return others[0]
+
+    assert await sender.land(count_up(counter), fulfilled) is None
+    journal = open_sender.journals[0]
+    assert journal.unsettled() == [] and journal.intent("count/1") == count_up(counter)
+    assert journal.intent("count/2") is None
+    others[0] = False
+    mined = await sender.land(count_up(counter), fulfilled)
+    assert journal.unsettled() == [(count_up(counter), bytes.fromhex(mined["transactionHash"][2:]))]
 
 
 async def test_a_refusal_of_the_contract_is_told_before_it_costs(rpc, counter, open_sender):
@@ -270,6 +342,19 @@ async def overtaken(rpc, steps) -> str:
     return once
 
 
+async def test_what_was_signed_and_is_refused_by_now_is_not_sent(rpc, open_sender):
+    once = (await receipt(rpc, signed(BOB, 0, data=init_code(ONCE))))["contractAddress"]
+    sender, intent = open_sender(rpc), Intent("once", bytes.fromhex(once[2:]), b"")
+    rpc.before = crash_on("eth_sendRawTransaction")
+    with pytest.raises(Crash):
+        await sender.land(intent)
+    rpc.before = None
+    await receipt(rpc, signed(BOB, 1, once))
+    with pytest.raises(RevertedError) as refused:
+        await sender.land(intent)
+    assert (refused.value.data, await nonce_of(rpc)) == (ERROR, 0)
+
+
 async def test_what_is_refused_once_it_is_mined_says_why(rpc, open_sender, steps):
     once = await overtaken(rpc, steps)
     sender = open_sender(rpc)
@@ -289,6 +374,23 @@ async def test_what_is_refused_because_somebody_else_did_it_is_done(rpc, open_se
     assert await nonce_of(rpc) == 1
 
 
+async def test_what_is_mined_again_and_refused_there_has_not_landed(rpc, open_sender):
+    once = (await receipt(rpc, signed(BOB, 0, data=init_code(ONCE))))["contractAddress"]
+    sender, intent = open_sender(rpc), Intent("once", bytes.fromhex(once[2:]), b"")
+    await sender.land(intent)
+    raw = rpc.sent[-1]
+    await rpc.call("anvil_reorg", [1, []])
+    await rpc.call("evm_setAutomine", [False])
+    await send(rpc, signed(BOB, 1, once, maxFeePerGas=9 * GWEI, maxPriorityFeePerGas=5 * GWEI))
+    await send(rpc, raw)
+    await rpc.call("evm_mine")
+    await rpc.call("evm_mine")
+    assert await nonce_of(rpc) == 1
+    assert await sender.taken_back() == [intent]
+    with pytest.raises(RevertedError):
+        await sender.land(intent)
+
+
 async def test_a_wallet_without_money_is_named(rpc, counter, open_sender):
     poor = Wallet(b"\x09" * 32)
     with pytest.raises(UnfundedError, match=poor.address):
@@ -296,8 +398,6 @@ async def test_a_wallet_without_money_is_named(rpc, counter, open_sender):
 
 
 async def test_intents_wait_their_turn(embedded, open_sender):
-    import asyncio
-
     counter = await deploy_counter(embedded)
     sender = open_sender(embedded)
     async with asyncio.TaskGroup() as group:
