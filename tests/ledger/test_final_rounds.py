@@ -73,7 +73,7 @@ def test_two_halves_meet_and_what_is_final_at_the_lighter_one_stays(anchored: st
     swarm.cut(*[[peer] for peer in light])  # they stand still, and the others go on
     swarm.pass_time(8)
     fork = fork_round(swarm.chain(light[0]), swarm.chain(heavy[0]))
-    assert 1 < fork and tokens_after(swarm.chain(light[0]), fork) < tokens_after(swarm.chain(heavy[0]), fork)
+    assert fork > 1 and tokens_after(swarm.chain(light[0]), fork) < tokens_after(swarm.chain(heavy[0]), fork)
     left = {peer: swarm.chain(peer).record(fork + 1) for peer in light}
     if anchored != "nothing":
         anchor(swarm, light, fork if anchored == "before the fork" else fork + 1)
