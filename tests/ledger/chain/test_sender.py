@@ -355,6 +355,21 @@ async def test_what_was_signed_and_is_refused_by_now_is_not_sent(rpc, open_sende
     assert (refused.value.data, await nonce_of(rpc)) == (ERROR, 0)
 
 
+async def test_what_waits_is_asked_about_no_more(rpc, open_sender, steps):
+    """A node may count what waits with it as done, and would refuse the same once more."""
+    once = (await receipt(rpc, signed(BOB, 0, data=init_code(ONCE))))["contractAddress"]
+    await rpc.call("evm_setAutomine", [False])
+    asked = []
+    rpc.before = lambda method, params: asked.append(method)
+
+    async def mine():
+        await rpc.call("evm_mine")
+
+    steps.plan = [None] * 3 + [mine]
+    mined = await open_sender(rpc).land(Intent("once", bytes.fromhex(once[2:]), b""))
+    assert (mined["status"], asked.count("eth_estimateGas")) == ("0x1", 1)
+
+
 async def test_what_is_refused_once_it_is_mined_says_why(rpc, open_sender, steps):
     once = await overtaken(rpc, steps)
     sender = open_sender(rpc)
