@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,6 +22,7 @@ from averaging.messages import Vote
 from benchmarks.contracts import DAY, RUN, STRUCTS, UNIT, Key
 from dht.envelope import seal
 from dht.identity import Identity
+from ledger.build import CONTRACTS
 from ledger.eip712 import keccak
 from ledger.standard_merkle import StandardMerkleTree
 from tests.ledger.contract_driver import (
@@ -40,10 +41,17 @@ from tests.ledger.model.hub import RING, Slot
 from tests.ledger.model.refused import ZERO, Refused
 
 STEPS = 20_000
-WALKS, LENGTH = 230, 100
+WALKS, LENGTH = 240, 100
+COMPARED: list[int] = []
+"""Epoch after each step of all walks."""
 WRAPPED: list[int] = []
 """Epochs of walks that went further than the hub remembers."""
 MODEL = Path(__file__).parent / "model"
+ELSEWHERE = {
+    *("BadGenesis", "BadSplits", "CapTooLarge", "SetNotWritten", "WindowTooLong", "WiredWrong"),  # of constructors
+    *("Malformed", "NoContradiction", "UnknownKind"),  # of messages' bytes: test_message_evidence
+}
+"""Errors of the contracts that no walk meets."""
 FIRED: Counter[tuple[str, str]] = Counter()
 
 accounts = st.integers(0, 4) | st.integers(0, POOR)
@@ -77,16 +85,12 @@ class Contracts(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.both.hub.epoch > RING:
             WRAPPED.append(self.both.hub.epoch)
-        try:
-            self.both.compare()
-        finally:
-            self._undone.__exit__(None, None, None)
+        self._undone.__exit__(None, None, None)
 
     @invariant()
-    def nothing_is_lost(self) -> None:
-        both = self.both
-        assert EVM.call("CheckpointHub", "head")[0] == both.hub.epoch
-        assert EVM.call("Token", "totalSupply") == both.token.supply
+    def they_show_the_same(self) -> None:
+        self.both.compare()
+        COMPARED.append(self.both.hub.epoch)
 
     @property
     def now(self) -> int:
@@ -247,7 +251,7 @@ class Contracts(RuleBasedStateMachine):
             self.trees[hub.epoch] = (leaves, tree)
             self.honest[name] = honest
 
-    @rule(count=st.sampled_from([3, 10, 30]))
+    @rule(count=st.sampled_from([3, 3, 3, 10, 40]))
     def epochs_pass(self, count: int) -> None:
         """So many in a row, that the hub's ring goes round in some walks."""
         for _ in range(count):
@@ -464,13 +468,16 @@ def test_the_contracts_and_their_model_never_differ() -> None:
         derandomize=True,
         database=None,
         deadline=None,
+        phases=[Phase.generate],  # to shrink a walk takes longer than a test may; the assertion says what differed
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(Contracts, settings=walks)
-    assert sum(FIRED.values()) >= STEPS
+    print(f"{len(COMPARED)} steps, {sum(FIRED.values())} calls, {len(WRAPPED)} walks past {RING} epochs")
+    assert len(COMPARED) >= STEPS
     sources = "".join(path.read_text() for path in MODEL.glob("*.py"))
     refusals = set(re.findall(r'Refused\(\s*"(\w+)"', sources))
-    assert len(refusals) > 40 and refusals <= {name for _, name in FIRED}
+    declared = {name for path in CONTRACTS.glob("*.sol") for name in re.findall(r"error (\w+)\(", path.read_text())}
+    assert refusals | declared - ELSEWHERE <= {name for _, name in FIRED}
     functions = {function for function, name in FIRED if not name}
     refused_only = {"mint", "slash"}  # they are for the pool and for Slashing
     assert functions | refused_only == {function for function, _ in FIRED}
