@@ -27,8 +27,8 @@ POOR = 5
 """The account that has little, and allows nobody to take it."""
 ANY = object()
 """Stands for a value of a refusal that the model does not compute."""
-FIRST = 4
-"""Attestors at the beginning, each of weight 1."""
+FIRST = 3
+"""Attestors at the beginning, each of weight 1: one is a third and two are two thirds, to the unit."""
 
 
 def found() -> Pyrevm:
@@ -84,7 +84,7 @@ class Both:
             said = (refused.name, refused.values)
         known = tuple(there if here is ANY else here for here, there in zip(said[1], real[1], strict=False))
         assert real == (said[0], known), f"{function}: the contract says {real}, the model {said}"
-        self.fired[function, real[0]] += 1
+        self.fired[f"{contract}.{function}", real[0]] += 1
         return not real[0]
 
     def digest(self, struct: bytes, contract: str = "CheckpointHub") -> bytes:
@@ -149,6 +149,8 @@ class Both:
         assert self.see("Token", "totalSupply") == self.token.supply
         for owner, balance in self.token.balances.items():
             assert self.see("Token", "balanceOf", owner) == balance, owner
+        for pair, allowed in self.token.allowances.items():
+            assert self.see("Token", "allowance", *pair) == allowed, pair
         for key in PEER_KEYS:
             assert self.see("RewardPool", "claimed", key.address) == pool.claimed.get(key.address, 0)
         numbers = {"fees": pool.fees, "minted": pool.minted, "attestorsDue": pool.attestors_due}
