@@ -104,9 +104,18 @@ class Slashes(Walk):
             self.verdicts.append(verdict)
 
     @precondition(lambda self: self.verdicts)
-    @rule(data=st.data(), known=st.sampled_from([True, True, False]), chosen=bits | few, spoilt=flaws)
+    @rule(data=st.data(), known=st.sampled_from([True, True, False]), chosen=bits, spoilt=flaws)
     def veto_verdict(self, data: st.DataObject, known: bool, chosen: Chosen, spoilt: str) -> None:
         name = struct_hash("Verdict", data.draw(st.sampled_from(self.verdicts))) if known else b"x" * 32
+        self.veto(name, chosen, spoilt)
+
+    @rule(key=st.sampled_from(PEER_KEYS[:4]), case=st.integers(3, 250), chosen=few)
+    def a_verdict_is_doubted(self, key: Key, case: int, chosen: Chosen) -> None:
+        """As soon as it is there, by about a third."""
+        self.open_case(key, RUN, 200, case, "all", "")
+        self.veto(struct_hash("Verdict", self.verdicts[-1]) if self.verdicts else b"x" * 32, chosen, "")
+
+    def veto(self, name: bytes, chosen: Chosen, spoilt: str) -> None:
         digest = self.both.digest(struct_hash("Veto", [name]), "Slashing")
         bitmap, words, signatures, odd = self.votes(digest, chosen, spoilt)
         self.both.do(
