@@ -54,9 +54,13 @@ class Rewards(Checkpoints):
             account, "RewardPool", "claim", values, lambda: model(epoch, key.address, cumulative, proven, self.now)
         )
 
-    @rule(account=accounts, amount=amounts)
-    def pay_usage(self, account: int, amount: int) -> None:
-        payer = EVM.accounts[account]
+    @rule(account=accounts, amount=amounts, allowed=st.sampled_from([None, None, -1, 0, UNIT]))
+    def pay_usage(self, account: int, amount: int, allowed: int | None) -> None:
+        """`allowed`: by how much the allowance is more than the fee, if it is set before."""
+        payer, spender, token = EVM.accounts[account], EVM.at["RewardPool"], self.both.token
+        if allowed is not None:
+            most = max(0, amount + allowed)
+            self.both.do(account, "Token", "approve", (spender, most), lambda: token.approve(payer, spender, most))
         values = (b"m" * 32, amount)
         self.both.do(account, "RewardPool", "payUsage", values, lambda: self.both.pool.pay_usage(payer, amount))
 
