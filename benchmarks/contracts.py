@@ -137,9 +137,7 @@ class Deployment(ABC):
 
     def call(self, contract: str, function: str, *values: Any) -> Any:
         """What a view returns: one value, or a tuple. Raises RevertedError."""
-        outputs = _functions(contract)[function]["outputs"]
-        result = decode(_types(outputs), self.view(self.at[contract], calldata(contract, function, *values)))
-        return result[0] if len(result) == 1 else result
+        return returned(contract, function, self.view(self.at[contract], calldata(contract, function, *values)))
 
     def digest(self, kind: str, values: Mapping[str, Any], contract: str = "CheckpointHub") -> bytes:
         """EIP-712 digest of one of `STRUCTS`."""
@@ -197,12 +195,17 @@ def calldata(contract: str, function: str, *values: Any) -> bytes:
     return keccak(abi_to_signature(entry).encode())[:4] + encode(_types(entry["inputs"]), values)
 
 
+def returned(contract: str, function: str, output: bytes) -> Any:
+    """What a function gave back: one value, or a tuple."""
+    result = decode(_types(_functions(contract)[function]["outputs"]), output)
+    return result[0] if len(result) == 1 else result
+
+
 def reverted(output: bytes) -> RevertedError:
     """What a contract said when it refused."""
     for name in NAMES:
-        for entry in _artifact(name)["abi"]:
-            if entry["type"] == "error" and keccak(abi_to_signature(entry).encode())[:4] == output[:4]:
-                return RevertedError(entry["name"], decode(_types(entry["inputs"]), output[4:]))
+        if entry := _by_hash(name, "error", 4).get(output[:4]):
+            return RevertedError(entry["name"], decode(_types(entry["inputs"]), output[4:]))
     return RevertedError(output.hex(), ())
 
 
@@ -220,17 +223,22 @@ def _functions(name: str) -> dict[str, Any]:
     return {entry["name"]: entry for entry in _artifact(name)["abi"] if entry["type"] == "function"}
 
 
+@cache
+def _by_hash(name: str, kind: str, size: int) -> dict[bytes, Any]:
+    """Errors or events of a contract, by the first bytes of their signature's hash."""
+    entries = [entry for entry in _artifact(name)["abi"] if entry["type"] == kind]
+    return {keccak(abi_to_signature(entry).encode())[:size]: entry for entry in entries}
+
+
 def _types(entries: Sequence[Any]) -> list[str]:
     return [collapse_if_tuple(entry) for entry in entries]
 
 
 def _event(contract: str, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]]:
-    for entry in _artifact(contract)["abi"]:
-        if entry["type"] == "event" and keccak(abi_to_signature(entry).encode()) == topics[0]:
-            plain = [given for given in entry["inputs"] if not given["indexed"]]
-            values = dict(zip((given["name"] for given in plain), decode(_types(plain), data), strict=True))
-            indexed = [given for given in entry["inputs"] if given["indexed"]]
-            for given, topic in zip(indexed, topics[1:], strict=True):
-                values[given["name"]] = decode([given["type"]], topic)[0]
-            return entry["name"], values
-    raise ValueError(f"{contract} has no event {topics[0].hex()}")
+    entry = _by_hash(contract, "event", 32)[topics[0]]
+    plain = [given for given in entry["inputs"] if not given["indexed"]]
+    values = dict(zip((given["name"] for given in plain), decode(_types(plain), data), strict=True))
+    indexed = [given for given in entry["inputs"] if given["indexed"]]
+    for given, topic in zip(indexed, topics[1:], strict=True):
+        values[given["name"]] = decode([given["type"]], topic)[0]
+    return entry["name"], values

@@ -73,6 +73,50 @@ contract RewardPoolTest is World {
         pool.claim(epoch + 1, account, 500, none);
     }
 
+    function test_a_proof_is_for_the_tally_that_it_leads_to() public {
+        address account = vm.addr(KEY);
+        bytes32[] memory old = new bytes32[](1);
+        bytes32[] memory new_ = new bytes32[](1);
+        (old[0], new_[0]) = (_leaf(WALLET, 40), _leaf(WALLET, 90));
+        uint64[2] memory epochs;
+        vm.warp(block.timestamp + MIN_INTERVAL);
+        for (uint256 i = 0; i < 2; ++i) {
+            Checkpoint memory header = _next();
+            header.tallyRoot = _pair(_leaf(account, 100), i == 0 ? old[0] : new_[0]);
+            _propose(header);
+            vm.warp(block.timestamp + WINDOW);
+            epochs[i] = header.epoch;
+        }
+        // The account's leaf did not change from one tally to the other; its neighbour's did.
+        vm.expectRevert(abi.encodeWithSelector(RewardPool.BadProof.selector));
+        pool.claim(epochs[1], account, 100, old);
+        vm.expectRevert(abi.encodeWithSelector(RewardPool.BadProof.selector));
+        pool.claim(epochs[0], account, 100, new_);
+        pool.claim(epochs[0], account, 100, old);
+        vm.expectRevert(abi.encodeWithSelector(RewardPool.NothingToClaim.selector, 100));
+        pool.claim(epochs[1], account, 100, new_);
+    }
+
+    function test_a_token_that_calls_back_gets_nothing_twice() public {
+        address account = vm.addr(KEY);
+        uint64 epoch = _tally(account, 100, EMISSION);
+        vm.etch(address(token), type(Reentrant).runtimeCode);
+        Reentrant evil = Reentrant(address(token));
+        evil.aim(address(pool), abi.encodeCall(pool.claim, (epoch, account, 100, none)));
+        pool.claim(epoch, account, 100, none);
+        check(evil.asked() == 2 && evil.refused() == 2, "claimed again while it minted or paid");
+        check(bytes4(evil.why()) == RewardPool.NothingToClaim.selector, "refused for another reason");
+        check(pool.claimed(account) == 100 && pool.minted() == EMISSION && evil.moved() == 100, "claimed");
+        evil.aim(address(0), "");
+        pool.payUsage(0, 1000);
+        uint256 due = pool.attestorsDue();
+        evil.aim(address(pool), abi.encodeCall(pool.payAttestors, ()));
+        pool.payAttestors();
+        check(evil.asked() == 4 && evil.refused() == 4, "paid again while it paid");
+        check(bytes4(evil.why()) == RewardPool.NothingToDo.selector, "refused for another reason");
+        check(due >= 4 && evil.created() + pool.attestorsDue() == due, "paid");
+    }
+
     function test_a_proof_grows_stale_when_the_ring_wraps_and_loses_nothing() public {
         address account = vm.addr(KEY);
         uint64 epoch = _tally(account, 100, EMISSION);
@@ -171,5 +215,51 @@ contract RewardPoolTest is World {
         token.delegate(address(this));
         vm.warp(block.timestamp + 1);
         check(token.getPastVotes(address(this), block.timestamp - 1) == GENESIS, "votes");
+    }
+}
+
+/// @notice A token of nobody's that makes a call of its own whenever it is told to mint or to pay.
+contract Reentrant {
+    uint256 public asked;
+    uint256 public refused;
+    uint256 public moved;
+    uint256 public created;
+    bytes public why;
+    address private _target;
+    bytes private _call;
+
+    /// @dev It lies where the token was, so all that it counts is set.
+    function aim(address target, bytes calldata call_) external {
+        (asked, refused, moved, created) = (0, 0, 0, 0);
+        (_target, _call) = (target, call_);
+        why = "";
+    }
+
+    function balanceOf(address) external pure returns (uint256) {
+        return 0;
+    }
+
+    function burnFrom(address, uint256) external {}
+
+    function transferFrom(address, address, uint256) external pure returns (bool) {
+        return true;
+    }
+
+    function mint(address, uint256 amount) external {
+        created += amount;
+        _strike();
+    }
+
+    function transfer(address, uint256 amount) external returns (bool) {
+        moved += amount;
+        _strike();
+        return true;
+    }
+
+    function _strike() private {
+        if (_target == address(0)) return;
+        ++asked;
+        (bool done, bytes memory said) = _target.call(_call);
+        if (!done) (refused, why) = (refused + 1, said);
     }
 }

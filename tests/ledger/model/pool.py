@@ -55,15 +55,11 @@ class Pool:
             raise Refused("NothingToDo")
         _, providers, attestors, treasury = (amount * part // BPS for part in self.hub.settings.splits)
         contributors = amount - providers - attestors - treasury
-        self.token.check(payer, contributors + attestors, self.at)
-        kept = {payer: self.token.balances.get(payer, 0) - contributors - attestors}
-        left = replace(self.token, balances=self.token.balances | kept)
-        left.check(payer, providers, self.at)
-        left.move(payer, None, providers)
-        left.check(payer, treasury, self.at)
-        self.token.move(payer, None, contributors + attestors)
-        self.token.move(payer, self.providers, providers)
-        self.token.move(payer, self.treasury, treasury)
+        after = replace(self.token, balances={**self.token.balances}, allowances={**self.token.allowances})
+        after.take(payer, None, contributors + attestors, self.at)
+        after.take(payer, self.providers, providers, self.at)
+        after.take(payer, self.treasury, treasury, self.at)
+        self.token.balances, self.token.allowances = after.balances, after.allowances
         self.fees += contributors
         self.attestors_due += attestors
 

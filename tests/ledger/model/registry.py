@@ -37,8 +37,7 @@ class Registry:
         self._check_binding(key, proof)
         self._check_stake(stake)
         if stake:
-            self.token.check(sender, stake, self.at)
-            self.token.move(sender, self.at, stake)
+            self.token.take(sender, self.at, stake, self.at)
         self.peers[sender], self.owners[key] = Peer(key, stake), (sender, 0)
 
     def add_stake(self, sender: str, amount: int) -> None:
@@ -49,8 +48,7 @@ class Registry:
         if amount == 0:
             raise Refused("NothingToDo")
         self._check_stake(peer.stake + amount)
-        self.token.check(sender, amount, self.at)
-        self.token.move(sender, self.at, amount)
+        self.token.take(sender, self.at, amount, self.at)
         peer.stake += amount
 
     def request_unbond(self, sender: str, amount: int, now: int) -> None:

@@ -21,6 +21,17 @@ class Token:
         """Units that exist."""
         return sum(self.balances.values())
 
+    def approve(self, owner: str, spender: str, amount: int) -> None:
+        """Allow so much, whatever was allowed before."""
+        self.allowances[owner, spender] = amount
+
+    def take(self, owner: str, to: str | None, amount: int, spender: str) -> None:
+        """Move what somebody else was allowed to; an allowance of `EVER` does not shrink."""
+        self.check(owner, amount, spender)
+        if (allowed := self.allowances.get((owner, spender), 0)) != EVER:
+            self.allowances[owner, spender] = allowed - amount
+        self.move(owner, to, amount)
+
     def check(self, owner: str, amount: int, spender: str | None = None) -> None:
         """Whether so much can be taken."""
         allowed = EVER if spender is None else self.allowances.get((owner, spender), 0)
