@@ -60,7 +60,9 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
         out, err = process.communicate()
     assert process.returncode == 0, err
     told = json.loads(out)
-    assert told["ok"] and all(told["promises"].values()) and len(told["promises"]) == 5
+    assert told["ok"] and all(told["promises"].values()) and len(told["promises"]) == 7
+    assert len(told["checkpoints"]) >= 2 and int(told["claimed"]) > 0
+    assert int(told["slashed"]) == 500 * 10**18  # half of its stake
     assert told["killed"]["peer"] == "peer-4" and told["killed"]["step"] in ("upload", "survivors")
     assert told["killed"]["round"] < told["killed"]["back_in"] <= told["round"] == 18
     assert len({peer["root"] for peer in told["peers"].values()}) == 1
