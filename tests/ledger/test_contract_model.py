@@ -17,7 +17,7 @@ from tests.ledger.walk.slashing import Slashes
 from tests.ledger.walk.stakes import Stakes
 
 STEPS = 20_000
-WALKS, LENGTH = 240, 100
+WALKS, LENGTH = 260, 100
 MODEL = Path(__file__).parent / "model"
 ELSEWHERE = {
     *("BadGenesis", "BadSplits", "CapTooLarge", "SetNotWritten", "WindowTooLong", "WiredWrong"),  # of constructors
