@@ -43,7 +43,8 @@ class Anchoring:
         attestors = [f"--attestor={key_address(Identity.load(key).peer_id).hex()}" for key in map(_key, self._homes)]
         place = ("--data-dir", self.file.parent, "--port", 0, "--run-id", run_id.hex(), "--window", WINDOW)
         accounts = ("--accounts", max(5, len(self._homes) + 1))
-        return ("devnet", "up", "--json", *place, *accounts, *attestors)
+        # What every machine has; anvil has tests of its own.
+        return ("devnet", "up", "--json", "--chain", "embedded", *place, *accounts, *attestors)
 
     def ready(self, event: Mapping[str, Any]) -> None:
         """The chain is up: remember who can pay for transactions."""
