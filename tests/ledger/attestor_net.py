@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ledger.attestor_guard import SqliteAttestorGuard
 from ledger.books import Books
 from ledger.chain_view import HubIntent
 from ledger.checkpoint import Checkpoint, Rollback
+from ledger.checkpointer import Checkpointer
 from ledger.electorate import Electorate
 from ledger.messages import Attestations, RollbackSignatures
 from ledger.quorum import Submit
@@ -283,3 +286,17 @@ def equivocator(net: Net, node: Node) -> None:
 
 def to_key(net: Net, peer):
     return next(key for key in net.identities if key.peer_id == peer)
+
+
+@asynccontextmanager
+async def all_running(runners: Collection[Checkpointer]) -> AsyncIterator[None]:
+    """Run them all, and stop them at the end."""
+    tasks = [asyncio.create_task(runner.run()) for runner in runners]
+    try:
+        yield
+    finally:
+        for runner in runners:
+            await runner.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

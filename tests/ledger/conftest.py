@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ledger.attestor_guard import SqliteAttestorGuard
 from ledger.explorer import wiring
 from ledger.indexer.abi import Interface
 from tests.ledger.net import Net, running_net
@@ -26,3 +27,11 @@ def net(devnet: Net, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setattr(wiring, "_POLL", 0.05)
     devnet.capsys = capsys
     return devnet
+
+
+@pytest.fixture
+def guard() -> Iterator[SqliteAttestorGuard]:
+    """An attestor's promises, in memory."""
+    guard = SqliteAttestorGuard(":memory:")
+    yield guard
+    guard.close()

@@ -22,7 +22,7 @@ from ledger.evidence import verify
 from ledger.files import write_once
 from ledger.messages import Attestations
 from ledger.signatures import key_address, sign
-from tests.ledger.attestor_net import CONSTANTS
+from tests.ledger.attestor_net import CONSTANTS, all_running
 from tests.ledger.fake_hub import DOMAIN, FakeChain, Hub, landed
 from tests.ledger.headers import header
 from tests.ledger.records import KEYS, RUN, add_round, new_chain
@@ -98,15 +98,10 @@ class Swarm:
 @asynccontextmanager
 async def running(tmp_path):
     swarm = Swarm(tmp_path)
-    tasks = [asyncio.create_task(runner.run()) for runner in swarm.runners.values()]
     try:
-        yield swarm
+        async with all_running(swarm.runners.values()):
+            yield swarm
     finally:
-        for runner in swarm.runners.values():
-            await runner.stop()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         for file in swarm.files:
             file.close()
 

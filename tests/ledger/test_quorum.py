@@ -13,7 +13,6 @@ from averaging.actions import Note, Send, SetTimer
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity
 from dht.wire import digest
-from ledger.attestor_guard import SqliteAttestorGuard
 from ledger.electorate import Electorate
 from ledger.evidence import SignedCheckpoint
 from ledger.messages import Attestations, CheckpointStatus
@@ -27,13 +26,6 @@ KEYS = [Identity(digest("quorum", bytes([k]))) for k in range(4)]
 PEERS = [key.peer_id for key in KEYS]
 ELECTORATE = Electorate(tuple(map(key_address, PEERS)), (1, 1, 1, 1))
 HEADER, OTHER = header(), header(root=b"x" * 32)
-
-
-@pytest.fixture
-def guard():
-    guard = SqliteAttestorGuard(":memory:")
-    yield guard
-    guard.close()
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from ledger.indexer.abi import Interface
 from ledger.indexer.store import Index
 from ledger.rewards import Constants
 from ledger.signatures import key_address
+from tests.ledger.attestor_net import all_running
 from tests.ledger.records import KEYS, RUN, add_round, new_chain
 
 SIZE = 4
@@ -96,15 +97,10 @@ async def running(folder: Path) -> AsyncIterator[Swarm]:
         for number in range(SIZE):
             (folder / f"peer {number}").mkdir()
         swarm = Swarm(folder, net)
-        tasks = [asyncio.create_task(runner.run()) for runner in swarm.runners.values()]
         try:
-            yield swarm
+            async with all_running(swarm.runners.values()):
+                yield swarm
         finally:
-            for runner in swarm.runners.values():
-                await runner.stop()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             for close in reversed(swarm.closing):
                 if asyncio.iscoroutine(closed := close()):
                     await closed

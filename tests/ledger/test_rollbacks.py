@@ -13,7 +13,6 @@ from averaging.actions import CancelTimer, Note, Send, SetTimer
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity
 from dht.wire import decode, digest, encode
-from ledger.attestor_guard import SqliteAttestorGuard
 from ledger.chain_view import Head, RollBack
 from ledger.checkpoint import NOTHING, Rollback
 from ledger.electorate import Electorate
@@ -38,13 +37,6 @@ def hub(last: int = 5, active: int = 2, fork_nonce: int = 0, root: bytes = b"m" 
 
 
 HUB = hub()
-
-
-@pytest.fixture
-def guard():
-    guard = SqliteAttestorGuard(":memory:")
-    yield guard
-    guard.close()
 
 
 @pytest.fixture
