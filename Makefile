@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@echo "Installing into $(VENV); the first time this takes a few minutes (PyTorch is large)."
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,bnb,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,bnb,finetune,dp,dev]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[libp2p]' || echo \
 		"Without py-libp2p: contribution-explorer --peer and its tests need a C compiler and GMP's headers to install it." >&2
 	@touch $(STAMP)
