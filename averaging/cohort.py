@@ -17,6 +17,7 @@ from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.auditing import Audited, Unshown
 from averaging.bulk import BulkKind, Chunk
 from averaging.dealing import MisdealtError, Seed
+from averaging.encoding import signed
 from averaging.layout import RingArray
 from averaging.messages import Manifest, Missing, Ping, Ready, Receipt, SumHashes, Unmask
 from averaging.params import tolerated
@@ -91,7 +92,8 @@ class Cohort(StandingIn):
                 tokens = sum(self.r3.manifests[i][0].tokens for i in survivors)
                 check_totals(unpack(ring, len(survivors)), tokens)
             else:
-                check_range([ring], levels(self.layout.ring_bits, self.roster.largest), len(survivors))
+                top = levels(self.layout, self.roster.largest)
+                check_range([signed(self.layout, chunk, ring, len(survivors), top)], top, len(survivors))
         except ImplausibleSumError as error:
             self._implausible = error.message
 

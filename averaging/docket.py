@@ -13,6 +13,7 @@ from typing import Annotated
 
 from averaging.actions import Action, CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.evidence import EVIDENCE_CAP, Proof, name_of, verify
+from averaging.layout import Layout
 from averaging.work import Blame
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
@@ -72,10 +73,10 @@ class Docket:
     """Proofs by accused and kind. `seal` signs a message of round 0."""
 
     def __init__(
-        self, me: PeerId, run: bytes, ring_bits: int, seal: Callable[[object], Envelope], held: Iterable[bytes] = ()
+        self, me: PeerId, run: bytes, layout: Layout, seal: Callable[[object], Envelope], held: Iterable[bytes] = ()
     ) -> None:
         """`held`: frames kept from an earlier life; those that prove nothing here are ignored."""
-        self._me, self._run, self._ring_bits, self._seal = me, run, ring_bits, seal
+        self._me, self._run, self._layout, self._seal = me, run, layout, seal
         self._proofs: dict[tuple[PeerId, str], bytes] = {}
         self._frames: dict[bytes, bytes] = {}
         self._told: dict[bytes, set[PeerId]] = {}
@@ -95,7 +96,7 @@ class Docket:
         nothing."""
         if name_of(frame) in self._frames or len(self._proofs) >= MAX_HELD:
             return None
-        proof = verify(frame, self._run, self._ring_bits)
+        proof = verify(frame, self._run, self._layout.ring_bits, self._layout.pack)
         if (proof.accused, proof.kind) in self._proofs:
             return None
         self._proofs[proof.accused, proof.kind] = name_of(frame)

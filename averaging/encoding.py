@@ -3,7 +3,8 @@
     rotate -> scale by weight * L / clip -> stochastic rounding -> clip to [-L, L] -> Z_2^B
 
 With n members `b = B - ceil(log2 n)` bits are used, so that n values within `L = 2^(b-1) - 1` never wrap. The sum is
-decoded in integers up to one multiplication in float64, hence to the same bytes on every machine.
+decoded in integers up to one multiplication in float64, hence to the same bytes on every machine. Where elements are
+packed, the digits of `averaging.packing` take the place of ring elements.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from averaging.layout import BLOCK, Layout, RingArray
 from averaging.masking import keystream_iv
+from averaging.packing import centred, pack_digits, unpack_digits
 from averaging.rotation import Float32Array, IntegerArray, Rotation
 from averaging.scales import LARGEST_SCALE, SMALLEST_SCALE, initial_scales, levels, next_scales, reference
 from averaging.scratch import Scratch
@@ -82,7 +84,7 @@ class Encoder:
     def __init__(self, layout: Layout, members: int, scales: Float32Array, sign_seed: bytes) -> None:
         """`scales`: float32[blocks], the clip of each Hadamard block. Raises ValueError when malformed."""
         self.layout = layout
-        self.levels = levels(layout.ring_bits, members)
+        self.levels = levels(layout, members)
         self._scales = _checked_scales(layout, scales).astype(np.float64)
         self._rotation = Rotation(sign_seed)
 
@@ -100,7 +102,12 @@ class Encoder:
             if not math.isfinite(float(np.dot(x, x))):
                 raise NonFiniteUpdateError
         factors = weight * self.levels / self._scales[self.layout.block_slice(chunk)]
-        quantise(x, factors, self.levels, dither_key, chunk, out)
+        if self.layout.pack > 1:
+            digits = _scratch.get("digits", x.size, np.uint8)
+            quantise_digits(x, factors, self.levels, dither_key, chunk, digits)
+            pack_digits(digits, self.layout.pack, out)
+        else:
+            quantise(x, factors, self.levels, dither_key, chunk, out)
 
     def dequantise_chunk(self, chunk: int, ring: RingArray, weight: float) -> Float32Array:
         """What a chunk encoded by this member (not yet masked) says in update space: float32[chunk].
@@ -109,7 +116,7 @@ class Encoder:
         """
         blocks = self.layout.block_slice(chunk)
         factors = (self._scales[blocks] / (self.levels * weight)).astype(np.float32)
-        y = ring.view(_SIGNED[self.layout.ring_bits]).astype(np.float32)
+        y = signed(self.layout, chunk, ring, 1, self.levels).astype(np.float32)
         by_block = y.reshape(-1, BLOCK)
         np.multiply(by_block, factors[:, None], out=by_block)
         return self._rotation.unrotate(y, blocks.start)
@@ -132,10 +139,7 @@ def quantise(
 
     The dither is 16 bits of AES-128-CTR per element: floor(v + d) has mean v for uniform d in [0, 1).
     """
-    stream = _scratch.get("stream", x.size * 2 + 15, np.uint8)
-    cipher = Cipher(algorithms.AES(dither_key), modes.CTR(keystream_iv(chunk))).encryptor()
-    cipher.update_into(_zeros(x.size * 2), stream.data)
-    dither = stream[: x.size * 2].view(np.uint16)
+    dither = _dither(dither_key, chunk, x.size)
     whole = _scratch.get("whole", x.size, np.int32)
     narrow = out.itemsize < 4
     by_block = x.reshape(-1, BLOCK)
@@ -157,6 +161,51 @@ def quantise(
     out[:] = whole.view(out.dtype)
 
 
+def quantise_digits(
+    x: Float32Array,
+    factors: npt.NDArray[np.float64],
+    top: int,
+    dither_key: bytes,
+    chunk: int,
+    out: npt.NDArray[np.uint8],
+) -> None:
+    """Stochastic rounding of `(x * factor + top) / 2` per block to a digit 0..top in `out`; `x` is overwritten."""
+    dither = _dither(dither_key, chunk, x.size)
+    by_block = x.reshape(-1, BLOCK)
+    np.multiply(by_block, (factors * (_DITHER / 2)).astype(np.float32)[:, None], out=by_block)
+    half = np.float32(top * _DITHER / 2)
+    np.clip(x, -half, half, out=x)
+    np.add(x, half, out=x)
+    whole = _scratch.get("whole", x.size, np.int32)
+    np.copyto(whole, x, casting="unsafe")
+    np.add(whole, dither, out=whole)
+    # A value at the very top stays there: the dither is below one.
+    out[:] = whole.view(np.uint8)[2::4]
+
+
+def _dither(key: bytes, chunk: int, size: int) -> npt.NDArray[np.uint16]:
+    stream = _scratch.get("stream", size * 2 + 15, np.uint8)
+    cipher = Cipher(algorithms.AES(key), modes.CTR(keystream_iv(chunk))).encryptor()
+    cipher.update_into(_zeros(size * 2), stream.data)
+    return stream[: size * 2].view(np.uint16)
+
+
+def signed(layout: Layout, chunk: int, summed: npt.NDArray[np.integer[Any]], survivors: int, top: int) -> IntegerArray:
+    """The signed integers of a data chunk that a sum stands for, one for each element.
+
+    `summed`: ring words, or integers added up across cohorts. `survivors`, `top`: how many members' values are in
+    it, and `levels`; they count where elements are packed.
+    """
+    lifted: IntegerArray
+    if layout.packed(chunk):
+        count = layout.coordinates(chunk)
+        digits = summed.astype(np.int32) if summed.dtype.kind == "i" else unpack_digits(summed, layout.pack, count)
+        lifted = centred(digits, survivors, top)
+        return lifted.astype(np.int16) if survivors * top < 1 << 14 else lifted
+    lifted = summed.view(summed.dtype if summed.dtype.kind == "i" else _SIGNED[layout.ring_bits])
+    return lifted
+
+
 _zero_bytes = bytes(1 << 17)
 
 
@@ -167,10 +216,15 @@ def _zeros(size: int) -> bytes | memoryview:
 class Decoder:
     """Turns sums of ring elements into the weighted mean update, to the same bytes everywhere."""
 
-    def __init__(self, layout: Layout, members: int, scales: Float32Array, sign_seed: bytes) -> None:
-        """As for `Encoder`; `members` is the size of the roster, not of the survivors."""
+    def __init__(
+        self, layout: Layout, members: int, scales: Float32Array, sign_seed: bytes, survivors: int | None = None
+    ) -> None:
+        """As for `Encoder`; `members` is the size of the (largest) cohort, `survivors` how many are in the sums: by
+        default all of these. It matters only where elements are packed.
+        """
         self.layout = layout
-        self.levels = levels(layout.ring_bits, members)
+        self.survivors = members if survivors is None else survivors
+        self.levels = levels(layout, members)
         self._scales = _checked_scales(layout, scales).astype(np.float64)
         self._rotation = Rotation(sign_seed)
 
@@ -185,30 +239,29 @@ class Decoder:
             raise ValueError(f"weight sum {weight_sum} is not positive")
         blocks = self.layout.block_slice(chunk)
         factors = (self._scales[blocks] / (64.0 * self.levels * weight_sum))[:, None]
-        decoded = np.empty(summed.size, np.float32) if out is None else out
-        for part, integers in self._rotation.integer_pieces(self._lift(summed), blocks.start):
+        integers = self._lift(chunk, summed)
+        decoded = np.empty(integers.size, np.float32) if out is None else out
+        for part, piece in self._rotation.integer_pieces(integers, blocks.start):
             # Elementwise float64 product, then one rounding to float32: IEEE 754 leaves no choice.
-            real = _scratch.get("real", integers.size, np.float64)
-            np.copyto(real, integers)
+            real = _scratch.get("real", piece.size, np.float64)
+            np.copyto(real, piece)
             by_block = real.reshape(-1, BLOCK)
             np.multiply(by_block, factors[part.start // BLOCK : part.stop // BLOCK], out=by_block)
             np.copyto(decoded[part], real, casting="same_kind")
         return decoded
 
-    def block_energies(self, summed: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
+    def block_energies(self, chunk: int, summed: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
         """Sum of squares of each block's integers, float64, for `averaging.scales.next_scales`; exact everywhere.
 
         Wide integers are first shifted right, so that float64 holds every partial sum exactly.
         """
-        shift = _SHIFT[self.layout.ring_bits, summed.dtype.kind]
-        lifted = self._lift(summed)
+        shift = 0 if self.layout.pack > 1 else _SHIFT[self.layout.ring_bits, summed.dtype.kind]
+        lifted = self._lift(chunk, summed)
         if shift:
             lifted = lifted >> shift
         real = lifted.reshape(-1, BLOCK).astype(np.float64)
         energies: npt.NDArray[np.float64] = np.einsum("ij,ij->i", real, real)
         return energies * 4.0**shift
 
-    def _lift(self, summed: npt.NDArray[np.integer[Any]]) -> IntegerArray:
-        """Signed integers: those that ring words stand for, or what was added up across cohorts as it is."""
-        lifted: IntegerArray = summed.view(summed.dtype if summed.dtype.kind == "i" else _SIGNED[self.layout.ring_bits])
-        return lifted
+    def _lift(self, chunk: int, summed: npt.NDArray[np.integer[Any]]) -> IntegerArray:
+        return signed(self.layout, chunk, summed, self.survivors, self.levels)

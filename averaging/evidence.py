@@ -10,6 +10,7 @@ could stand here; see `docs/decisions/0012-audits-and-evidence.md` for why publi
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, TypeAlias, TypeVar
@@ -40,6 +41,7 @@ from averaging.messages import (
     Unmask,
     Vote,
 )
+from averaging.packing import LEAST_PACK, MOST_PACK
 from averaging.params import MAX_COHORTS, MAX_MEMBERS, threshold
 from averaging.parts import open_part
 from averaging.record import RECORD_CAP, Record, void_record
@@ -47,10 +49,11 @@ from averaging.reducing import add_masked, mask_keys
 from averaging.roster import CheckedRoster, read_roster, read_seating
 from averaging.shamir import SECRET_BYTES
 from averaging.survivors import SurvivorCertificate
-from averaging.wide import add_up
+from averaging.wide import add_up, add_up_packed
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
 from dht.identity import PeerId
+from dht.transport import Part
 from dht.wire import U8, U16, U32, Count, Length, Range, decode, decode_as, digest, encode, message
 
 EVIDENCE_CAP = 48 << 20
@@ -195,11 +198,12 @@ def contradiction(one: Envelope, other: Envelope) -> Contradiction | None:
     return Contradiction(*sorted((one, other), key=lambda envelope: envelope.body))
 
 
-def verify(frame: bytes, run: bytes | None = None, ring_bits: int | None = None) -> Proof:
+def verify(frame: bytes, run: bytes | None = None, ring_bits: int | None = None, pack: int = 1) -> Proof:
     """Check a piece of evidence from its bytes alone; what it proves.
 
-    `run`: it must be of this run. `ring_bits`: the run's; without it a sum counts as wrong only if no ring that exists
-    makes it right. Raises ProtocolError when it proves nothing, naming the first thing that does not hold.
+    `run`: it must be of this run. `ring_bits`, `pack`: the run's; without them a sum counts as wrong only if no ring
+    and no packing that exist make it right. Raises ProtocolError when it proves nothing, naming the first thing that
+    does not hold.
     """
     evidence = decode(frame)
     if isinstance(evidence, Contradiction):
@@ -207,7 +211,7 @@ def verify(frame: bytes, run: bytes | None = None, ring_bits: int | None = None)
     elif isinstance(evidence, WrongSum):
         proof = _sums_wrong(evidence, ring_bits)
     elif isinstance(evidence, WrongTotal):
-        proof = _totals_wrong(evidence, ring_bits)
+        proof = _totals_wrong(evidence, ring_bits, pack)
     elif isinstance(evidence, WrongSeed):
         proof = _deals_wrong(evidence)
     else:
@@ -271,7 +275,7 @@ def _sums_wrong(evidence: WrongSum, ring_bits: int | None) -> Proof:
     return Proof(WRONG_SUM, accused, run, roster.round, roster.sid, text)
 
 
-def _totals_wrong(evidence: WrongTotal, ring_bits: int | None) -> Proof:
+def _totals_wrong(evidence: WrongTotal, ring_bits: int | None, pack: int) -> Proof:
     run, roster = read_roster(evidence.roster, evidence.cohorts)
     electors = head = decode_as(Record, evidence.electors)
     for _ in range(evidence.voids):
@@ -287,11 +291,22 @@ def _totals_wrong(evidence: WrongTotal, ring_bits: int | None) -> Proof:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, "not one sum of this chunk for each included cohort")
     parts = [open_part(result, said.chunk, part) for result, part in zip(results, evidence.parts, strict=True)]
     last = said.chunk == results[0].chunks - 1
-    for bits in (32,) if last else (ring_bits,) if ring_bits else RING_DTYPES:
-        if sha256(add_up(parts, bits, counts=last)).digest() == said.hash:
+    for words in _possible_totals(parts, ring_bits, pack, last=last):
+        if sha256(words).digest() == said.hash:
             raise ProtocolError(Refusal.UNEXPECTED, f"the total that {accused.short} signed is right")
     text = f"{accused.short} signed a wrong total of chunk {said.chunk} in round {roster.round}"
     return Proof(WRONG_TOTAL, accused, run, roster.round, roster.round_sid, text)
+
+
+def _possible_totals(parts: Sequence[Part], ring_bits: int | None, pack: int, *, last: bool) -> Iterator[memoryview]:
+    """The total of these parts, in every format that it may have by what is known of the run; `last`: the trailer's."""
+    packs = (pack,) if ring_bits else (1, *range(LEAST_PACK, MOST_PACK + 1))
+    for digits in (1,) if last else packs:
+        if digits > 1:
+            yield add_up_packed(parts, digits)
+            continue
+        for bits in (32,) if last else (ring_bits,) if ring_bits else RING_DTYPES:
+            yield add_up(parts, bits, counts=last)
 
 
 def recompute(

@@ -2,7 +2,8 @@
 
 D parameters are padded with zeros to N, a multiple of the Hadamard block (4096), and cut into chunks of
 `chunk_elements` (the last one may be shorter, still a multiple of 4096). One more chunk, the trailer, holds
-eight 32-bit words of public sums (`averaging.trailer`).
+eight 32-bit words of public sums (`averaging.trailer`). With `pack` > 1 a 32-bit ring word carries several elements
+(`averaging.packing`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from averaging.packing import LEAST_PACK, MOST_PACK, packed_words
+
 BLOCK = 4096
 TRAILER_WORDS = 8
 RING_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}
@@ -28,17 +31,23 @@ RingArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Layout:
-    """The chunks of one aggregate: `parameters` elements in Z_2^`ring_bits`. Raises ValueError when malformed."""
+    """The chunks of one aggregate: `parameters` elements in Z_2^`ring_bits`, `pack` of them in a word.
+
+    Raises ValueError when malformed.
+    """
 
     parameters: int
     ring_bits: int
     chunk_elements: int = 65536
+    pack: int = 1
 
     def __post_init__(self) -> None:
         if self.parameters < 1:
             raise ValueError("a layout needs at least one parameter")
         if self.ring_bits not in RING_DTYPES:
             raise ValueError(f"ring_bits must be 8, 16 or 32, not {self.ring_bits}")
+        if self.pack != 1 and (self.ring_bits != 32 or not LEAST_PACK <= self.pack <= MOST_PACK):
+            raise ValueError(f"pack must be 1, or {LEAST_PACK} to {MOST_PACK} in the 32-bit ring, not {self.pack}")
         if self.chunk_elements < BLOCK or self.chunk_elements % BLOCK:
             raise ValueError(f"chunk_elements must be a multiple of {BLOCK}, not {self.chunk_elements}")
 
@@ -85,11 +94,19 @@ class Layout:
         return slice(part.start // BLOCK, part.stop // BLOCK)
 
     def words(self, chunk: int) -> int:
-        """Ring elements in a chunk; 8 for the trailer."""
+        """Ring words in a chunk; 8 for the trailer."""
+        return TRAILER_WORDS if chunk == self.trailer else packed_words(self.coordinates(chunk), self.pack)
+
+    def coordinates(self, chunk: int) -> int:
+        """Elements in a chunk, which are its words unless several are packed into one; 8 for the trailer."""
         if chunk == self.trailer:
             return TRAILER_WORDS
         part = self.slice(chunk)
         return int(part.stop - part.start)
+
+    def packed(self, chunk: int) -> bool:
+        """Whether the words of a chunk hold several elements each; the trailer's never do."""
+        return self.pack > 1 and chunk != self.trailer
 
     def dtype(self, chunk: int) -> np.dtype[Any]:
         """Little-endian unsigned dtype of a chunk; the trailer is always 32 bits wide."""
@@ -99,9 +116,11 @@ class Layout:
         """Bytes of a chunk on the wire."""
         return self.words(chunk) * int(self.dtype(chunk).itemsize)
 
-    def wide_size(self, chunk: int) -> int:
-        """Bytes of a word in a sum across cohorts (`averaging.wide`): one more than the ring's."""
-        return int(self.dtype(chunk).itemsize) + 1
+    def wide_sizes(self, chunk: int) -> tuple[int, ...]:
+        """Bytes that an element of a sum across cohorts (`averaging.wide`) may take: one more than the ring's words;
+        one or two, by the number of cohorts, where elements are packed.
+        """
+        return (1, 2) if self.packed(chunk) else (int(self.dtype(chunk).itemsize) + 1,)
 
     def zeros(self, chunk: int) -> RingArray:
         """A zeroed array for a chunk, the trailer included."""

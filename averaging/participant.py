@@ -79,7 +79,7 @@ class Participant(Holdings):
         self._fetching: int | None = None
         self._founding = False
         self._branches = Branches()
-        self.docket = Docket(self.peer_id, params.run, params.layout.ring_bits, self._seal, evidence)
+        self.docket = Docket(self.peer_id, params.run, params.layout, self._seal, evidence)
         self._nonce = urandom(32)
         self.current: CurrentRound | None = None
         self.previous: Attempt | None = None

@@ -41,10 +41,9 @@ class ImplausibleSumError(RoundError):
 
 def check_range(sums: Iterable[npt.NDArray[np.integer[Any]]], levels: int, survivors: int) -> None:
     """Raises ImplausibleSumError if a coordinate is larger than `survivors` updates within [-levels, levels] can make
-    it. `sums`: data chunks as ring words, or as signed integers."""
+    it. `sums`: the signed integers of data chunks (`averaging.encoding.signed`)."""
     most = levels * survivors
-    for chunk, summed in enumerate(sums):
-        signed = summed.view(f"<i{summed.itemsize}") if summed.dtype.kind == "u" else summed
+    for chunk, signed in enumerate(sums):
         low, high = int(signed.min(initial=0)), int(signed.max(initial=0))
         if not -most <= low <= high <= most:
             raise ImplausibleSumError(f"{max(-low, high)} in chunk {chunk}, where {most} is the most")

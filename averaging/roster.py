@@ -51,6 +51,12 @@ def cut(members: int, target: int, minimum: int) -> tuple[range, ...]:
     return _ranges(members, count)
 
 
+def largest_cohort(target: int, minimum: int) -> int:
+    """The most members that a cohort can have, whatever the size of the roster."""
+    most = max(2 * target, 2 * minimum)  # larger rosters are cut into parts that are nearer to the target
+    return max(len(part) for members in range(1, most + 1) for part in cut(members, target, minimum))
+
+
 def _ranges(members: int, count: int) -> tuple[range, ...]:
     size, longer = divmod(members, count)
     starts = [k * size + min(k, longer) for k in range(count + 1)]

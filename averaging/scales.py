@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from averaging.layout import BLOCK, MAX_MEMBERS, Layout
+from averaging.packing import top_digit
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -25,26 +26,36 @@ SMALLEST_SCALE, LARGEST_SCALE = 1e-12, 1e12
 SHRINK, GROW = 0.5, 4.0
 FLOOR = 1 / 16
 UNKNOWN = -1.0
+_PACKED_KAPPA = {1: 1.6, 2: 2.0, 3: 2.2, 4: 2.3}
+"""By M; with M = 1 every element is rounded to plus or minus the clip, and a wide clip is all noise."""
 
 
-def levels(ring_bits: int, members: int) -> int:
+def levels(layout: Layout, members: int) -> int:
     """L: the largest quantised magnitude, an integer that float32 represents, with members * L < 2^(B-1).
 
-    Raises ValueError unless 1 <= members <= 64.
+    Where elements are packed (`averaging.packing`) it is M: then values are -M, -M + 2, ... M, two apart.
+    Raises ValueError unless 1 <= members <= 64, or fewer where packed words do not hold so many.
     """
     if not 1 <= members <= MAX_MEMBERS:
         raise ValueError(f"{members} members; a cohort has 1 to {MAX_MEMBERS}")
+    if layout.pack > 1:
+        if (top := top_digit(layout.pack, members)) < 1:
+            raise ValueError(f"{members} members are too many for {layout.pack} elements in a word")
+        return top
+    ring_bits = layout.ring_bits
     top = 1 << (ring_bits - (members - 1).bit_length() - 1)
     # In the 32-bit ring float32 cannot represent top - 1: rounding it up would let 64 members wrap.
     return top - max(1, top >> 24)
 
 
-def kappa(ring_bits: int, members: int) -> float:
+def kappa(layout: Layout, members: int) -> float:
     """Clip in units of a block's rms: where rounding error meets clipping error, as measured (decisions/0003).
 
     With many levels a wide clip costs nothing that matters and leaves room for members above the rms.
     """
-    top = levels(ring_bits, members)
+    top = levels(layout, members)
+    if layout.pack > 1:
+        return _PACKED_KAPPA.get(top, 2.5)
     for least, clip in ((256, 8.0), (31, 3.5), (15, 3.0), (3, 2.5)):
         if top >= least:
             return clip
@@ -86,11 +97,11 @@ def next_scales(
     if not bool(known.any()):
         return scales.copy()
     wide = scales.astype(np.float64)
-    unit = wide / (levels(layout.ring_bits, members) * survivors)
+    unit = wide / (levels(layout, members) * survivors)
     mean_square = np.where(known, energies, 0.0) * (unit * unit) / BLOCK
     rms_all = math.sqrt(math.fsum(mean_square.tolist()) / int(known.sum()))
     rho = _spread(mean_squared_norm * reference(scales), BLOCK * math.fsum(mean_square.tolist()), survivors)
-    target = kappa(layout.ring_bits, members) * rho * np.maximum(np.sqrt(mean_square), rms_all * FLOOR)
+    target = kappa(layout, members) * rho * np.maximum(np.sqrt(mean_square), rms_all * FLOOR)
     bounded = np.minimum(np.maximum(target, wide * SHRINK), wide * GROW)
     bounded = np.minimum(np.maximum(bounded, SMALLEST_SCALE * 2), LARGEST_SCALE / 2)
     return np.where(known, bounded, wide).astype(np.float32)

@@ -95,8 +95,7 @@ class Totals:
 
     def add_up(self, chunk: int) -> tuple[bytes, memoryview]:
         """(hash, wire bytes) of the total of the parts. Any thread."""
-        counts = chunk == self._layout.trailer
-        words = wide.add_up(list(self._parts[chunk].values()), 32 if counts else self._layout.ring_bits, counts=counts)
+        words = wide.total_of(list(self._parts[chunk].values()), self._layout, chunk)
         return sha256(words).digest(), words
 
     def drop_parts(self, chunk: int) -> None:
@@ -114,7 +113,7 @@ class Totals:
         if chunk in self._words or chunk in self.lost:
             return False
         signed, words = open_total(payload)
-        if len(words) != layout.words(chunk) * layout.wide_size(chunk):
+        if len(words) not in [layout.coordinates(chunk) * size for size in layout.wide_sizes(chunk)]:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a total of chunk {chunk} with {len(words)} bytes")
         said = decode_as(TotalHash, signed.body)
         if signed.check(self._run) != self._owners.owner(cohort, chunk) or signed.round != self._roster.round:
@@ -156,7 +155,7 @@ class Totals:
         """The integers of every chunk, zeros for a lost one."""
         for c in range(self._layout.total_chunks):
             if c in self.lost:
-                yield np.zeros(self._layout.words(c), wide.wide_dtype(self._layout, c))
+                yield np.zeros(self._layout.coordinates(c), wide.wide_dtype(self._layout, c))
             else:
                 yield wide.unpack(self._layout, c, self._words[c][1])
 

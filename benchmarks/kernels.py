@@ -83,7 +83,7 @@ def rows(parameters: int, members: int, ring_bits: int, runs: int) -> list[dict[
 
     def energies() -> None:
         for c in chunks:
-            decoder.block_energies(rings[c])
+            decoder.block_energies(c, rings[c])
 
     kernels: dict[str, Callable[[], object]] = {
         "quantise + mask": partial(quantise_and_mask, masked=True),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from averaging.chain import Chain
+from averaging.layout import Layout
 from dht.errors import ConfigError, IncompatibleRunError, MurmurationError, ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from ledger.attestation_log import SqliteAttestationLog
@@ -149,7 +150,7 @@ class Anchor:
             answer = await rpc.call("eth_call", [call, "latest"])
             found.append(int(interface.result("RewardPool", name, bytes.fromhex(answer[2:]))))
         ledger, codec = self._manifest.ledger, self._manifest.codec
-        chunk_bytes = codec.chunk_elements * codec.ring_bits // 8
+        chunk_bytes = Layout(codec.chunk_elements, codec.ring_bits, codec.chunk_elements, codec.pack).chunk_bytes(0)
         return Constants(ledger.rounds_per_checkpoint, found[0], found[1], ledger.tokens_bps, chunk_bytes)
 
     def _wallet(self, rpc: Any) -> Any:

@@ -33,13 +33,13 @@ def verify(file: Path, *, run: Path | None = None, config: ConfigPath = None, js
     """
     from peer.evidence_files import prove
 
-    ring_bits = run_id = None
+    ring_bits, run_id, pack = None, None, 1
     if run is not None:
         from peer.manifest import Manifest
 
         manifest = Manifest.load(run)
-        ring_bits, run_id = manifest.codec.ring_bits, manifest.run_id
-    proof = prove(file, ring_bits, run_id)
+        ring_bits, pack, run_id = manifest.codec.ring_bits, manifest.codec.pack, manifest.run_id
+    proof = prove(file, ring_bits, run_id, pack)
     print(encode_json(facts(proof, file), indent=2) if json else describe(proof))
     return 0
 

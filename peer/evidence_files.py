@@ -59,10 +59,10 @@ def read(path: Path) -> bytes:
         raise EvidenceError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def prove(path: Path, ring_bits: int | None = None, run: bytes | None = None) -> Proof:
+def prove(path: Path, ring_bits: int | None = None, run: bytes | None = None, pack: int = 1) -> Proof:
     """What a file proves. Raises EvidenceError, saying what does not hold."""
     try:
-        return verify(read(path), run, ring_bits)
+        return verify(read(path), run, ring_bits, pack)
     except ProtocolError as error:
         remedy = "it may be damaged or forged; ask whoever gave it to you for it again"
         raise EvidenceError(f"{path.name} proves nothing: {error.message}", remedy=remedy) from None

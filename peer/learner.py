@@ -26,7 +26,7 @@ import numpy.typing as npt
 from averaging.aggregate import Aggregate
 from averaging.chain import Chain
 from averaging.cohort import Cohort
-from averaging.encoding import Decoder, Encoder, NonFiniteUpdateError, next_scales, reference, squared_norm
+from averaging.encoding import Decoder, Encoder, NonFiniteUpdateError, next_scales, reference, signed, squared_norm
 from averaging.layout import Layout, RingArray
 from averaging.params import RunParams
 from averaging.plausible import check_norm, check_range, check_totals
@@ -277,25 +277,30 @@ class Learner:
 
     def _gradient(self, prepared: Prepared) -> Iterator[Vector]:
         """The mean pseudo-gradient, chunk by chunk: the weighted mean of the survivors' updates."""
-        decoder = Decoder(self._layout, prepared.members, self.state.scales, _signs(prepared.sid))
+        decoder = self._decoder(prepared)
         weight_sum = prepared.tokens / self.params.weight_cap
         for chunk in range(self._layout.chunks):
             if chunk in prepared.lost:
-                yield np.zeros(self._layout.words(chunk), np.float32)
+                yield np.zeros(self._layout.coordinates(chunk), np.float32)
             else:
                 yield decoder.decode_chunk(chunk, prepared.sums[chunk], weight_sum)
 
+    def _decoder(self, prepared: Prepared) -> Decoder:
+        signs = _signs(prepared.sid)
+        return Decoder(self._layout, prepared.members, self.state.scales, signs, prepared.survivors)
+
     def _energies(self, prepared: Prepared) -> npt.NDArray[np.float64]:
-        decoder = Decoder(self._layout, prepared.members, self.state.scales, _signs(prepared.sid))
+        decoder = self._decoder(prepared)
         energies = np.full(self._layout.blocks, UNKNOWN, np.float64)
         for chunk in range(self._layout.chunks):
             if chunk not in prepared.lost:
-                energies[self._layout.block_slice(chunk)] = decoder.block_energies(prepared.sums[chunk])
+                energies[self._layout.block_slice(chunk)] = decoder.block_energies(chunk, prepared.sums[chunk])
         return energies
 
     def _check_plausible(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> None:
-        top = levels(self._layout.ring_bits, prepared.members)
-        data = prepared.sums[: self._layout.chunks]
+        top = levels(self._layout, prepared.members)
+        chunks = (c for c in range(self._layout.chunks) if c not in prepared.lost)
+        data = (signed(self._layout, c, prepared.sums[c], prepared.survivors, top) for c in chunks)
         check_range(data, top, prepared.survivors)
         totals = self._totals(prepared)
         if totals is not None:

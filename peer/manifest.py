@@ -17,6 +17,8 @@ from typing import Any, cast
 
 import msgpack
 
+from averaging.packing import top_digit
+from averaging.roster import largest_cohort
 from dht.errors import ConfigError, ProtocolError
 from dht.identity import PeerId
 from dht.wire import digest
@@ -84,6 +86,7 @@ class Manifest:
             raise ConfigError(
                 f"run.genesis_peers = {self.run.genesis_peers} is under cohort.minimum = {self.cohort.minimum}"
             )
+        _check_pack(self)
 
     @classmethod
     def loads(cls, text: str) -> Manifest:
@@ -149,6 +152,17 @@ class Manifest:
     def replace(self, **sections: Any) -> Manifest:
         """A copy with whole sections replaced, checked again."""
         return dataclasses.replace(self, **sections)
+
+
+def _check_pack(manifest: Manifest) -> None:
+    """The largest cohort that a roster may be cut into must fit into the packed words."""
+    members, pack = largest_cohort(manifest.cohort.target, manifest.cohort.minimum), manifest.codec.pack
+    if pack > 1 and top_digit(pack, members) < 1:
+        raise ConfigError(
+            f"codec.pack = {pack} has no room for cohorts of {members} members, which cohort.target ="
+            f" {manifest.cohort.target} and cohort.minimum = {manifest.cohort.minimum} allow",
+            remedy="lower codec.pack or the cohort's target and minimum",
+        )
 
 
 def _check_names(manifest: Manifest) -> None:

@@ -95,7 +95,7 @@ def _cut(data: bytes, layout: Layout, *, wide: bool) -> Iterable[IntegerArray]:
     start = 0
     for chunk in range(layout.total_chunks):
         dtype = wide_dtype(layout, chunk) if wide else layout.dtype(chunk)
-        end = start + layout.words(chunk) * dtype.itemsize
+        end = start + (layout.coordinates(chunk) if wide else layout.words(chunk)) * dtype.itemsize
         if end > len(data):
             raise ValueError("truncated")
         yield np.frombuffer(data[start:end], dtype=dtype)

@@ -13,7 +13,7 @@ from peer.manifest import Manifest
 def run_params(manifest: Manifest, parameters: int) -> RunParams:
     """What the averaging protocol needs of the manifest, for a model with so many trained parameters."""
     limits = manifest.cohort.deadlines
-    layout = Layout(parameters, manifest.codec.ring_bits, manifest.codec.chunk_elements)
+    layout = Layout(parameters, manifest.codec.ring_bits, manifest.codec.chunk_elements, manifest.codec.pack)
     if layout.chunk_bytes(0) > MAX_CHUNK_BYTES:
         raise ConfigError(
             f"a chunk of codec.chunk_elements = {manifest.codec.chunk_elements} has {layout.chunk_bytes(0)} bytes",

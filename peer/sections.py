@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from averaging.packing import LEAST_PACK, MOST_PACK
 from dht.errors import ConfigError
 from peer.strict_toml import key, section
 
@@ -153,10 +154,24 @@ class Codec:
         "Elements per chunk, a multiple of 4096.", default=131072, low=HADAMARD_BLOCK, high=1 << 24, unit="elements"
     )
 
+    pack: int = key(
+        "Elements that share one word of the 32-bit ring, each with 32 / pack bits: 7 serves cohorts of up to 22, 8 of "
+        "up to 15, 10 of up to 8, 13 of up to 4 members; the fewer members, the finer the rounding. 1: one element "
+        "per word.",
+        default=1,
+        low=1,
+        high=MOST_PACK,
+    )
+
     def __post_init__(self) -> None:
         """Check what bounds alone cannot say. Raises ConfigError."""
         if self.chunk_elements % HADAMARD_BLOCK:
             raise ConfigError(f"codec.chunk_elements = {self.chunk_elements} is not a multiple of {HADAMARD_BLOCK}")
+        if self.pack > 1 and (self.ring_bits != 32 or self.pack < LEAST_PACK):
+            raise ConfigError(
+                f"codec.pack = {self.pack} with codec.ring_bits = {self.ring_bits}",
+                remedy=f"packed elements need ring_bits = 32 and pack from {LEAST_PACK} to {MOST_PACK}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

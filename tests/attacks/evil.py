@@ -20,6 +20,7 @@ import msgpack
 from averaging.actions import Send
 from averaging.bulk import Chunk, parse
 from averaging.cohort import Cohort
+from averaging.encoding import signed
 from averaging.guard import MemoryGuard
 from averaging.messages import Unmask
 from averaging.params import threshold
@@ -267,8 +268,9 @@ class Arena(Swarm):
         if aggregate is None:
             return
         try:
-            top = levels(layout.ring_bits, aggregate.members)
-            check_range(aggregate.sums[: layout.chunks], top, len(aggregate.survivors))
+            top = levels(layout, aggregate.members)
+            survivors, data = len(aggregate.survivors), enumerate(aggregate.sums[: layout.chunks])
+            check_range((signed(layout, chunk, ring, survivors, top) for chunk, ring in data), top, survivors)
         except ImplausibleSumError as error:
             self.notes.append(f"{self.now:.2f} {peer.id.short} {error.message}")
             self._call(peer, lambda p: p.rejected(sid))

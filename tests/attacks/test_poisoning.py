@@ -84,7 +84,7 @@ class AnyNumbers(Plot):
         if chunk == layout.trailer or cohort is None:
             return
         self.told["poisoned"] += 1
-        value = int(self.factor * levels(layout.ring_bits, len(cohort.peers)))
+        value = int(self.factor * levels(layout, len(cohort.peers)))
         ring[:] = np.array(value).astype(ring.dtype)
         evil.arena.updates[cohort.sid, evil.peer_id][chunk] = np.full(ring.size, value)
 
@@ -99,7 +99,7 @@ class HalfTheClip(Plot):
             return
         mine = evil.arena.updates[cohort.sid, evil.peer_id]
         mine[chunk] //= 2
-        assert 2 * np.abs(mine[chunk]).max() <= levels(evil.params.layout.ring_bits, len(cohort.peers)) + 1
+        assert 2 * np.abs(mine[chunk]).max() <= levels(evil.params.layout, len(cohort.peers)) + 1
         ring[:] = mine[chunk].astype(ring.dtype)
 
 

@@ -233,7 +233,7 @@ class CohortNet:
             return
         source = np.random.default_rng(self.random.getrandbits(64))
         for chunk, receivers in plan:
-            limit = levels(self.params.layout.ring_bits, len(self.nodes))
+            limit = levels(self.params.layout, len(self.nodes))
             signed = node.encoded[chunk] = source.integers(-limit, limit + 1, self.params.layout.words(chunk))
             ring = signed.astype(self.params.layout.dtype(chunk))
             node.cohort.mask(chunk, ring)

@@ -10,6 +10,7 @@ from averaging import docket
 from averaging.actions import Send, SetTimer
 from averaging.docket import MAX_HELD, PIECE_BYTES, Accusation, Docket, EvidencePiece, EvidenceRequest
 from averaging.evidence import name_of, verify
+from averaging.layout import BLOCK, Layout
 from averaging.messages import Vote
 from averaging.work import Blame
 from dht.envelope import seal
@@ -29,7 +30,7 @@ def lie(signer: int) -> bytes:
 
 
 def make(me: int, *held: bytes) -> Docket:
-    return Docket(PEERS[me], RUN, 16, lambda message: seal(identity(me), RUN, 0, message), held)
+    return Docket(PEERS[me], RUN, Layout(BLOCK, 16), lambda message: seal(identity(me), RUN, 0, message), held)
 
 
 class Post:

@@ -113,7 +113,7 @@ def test_masked_sum_minus_masks_is_the_integer_sum(members, ring_bits):
 @pytest.mark.parametrize("ring_bits", [8, 16, 32])
 @pytest.mark.parametrize("members", range(1, 65))
 def test_members_times_levels_fit_the_ring(ring_bits, members):
-    top = levels(ring_bits, members)
+    top = levels(Layout(BLOCK, ring_bits), members)
     bits = ring_bits - math.ceil(math.log2(members))
     assert 1 <= top <= 2 ** (bits - 1) - 1 < 2 ** (bits - 1)
     assert members * top < 2 ** (ring_bits - 1)
@@ -124,7 +124,7 @@ def test_members_times_levels_fit_the_ring(ring_bits, members):
 @pytest.mark.parametrize("members", [0, 65])
 def test_no_levels_outside_a_cohort(members):
     with pytest.raises(ValueError):
-        levels(16, members)
+        levels(Layout(BLOCK, 16), members)
 
 
 @pytest.mark.parametrize("ring_bits", [8, 16, 32])
@@ -189,7 +189,8 @@ def test_decoding_is_one_float64_product_of_exact_integers():
 @pytest.mark.parametrize("ring_bits", [8, 16, 32])
 def test_rounding_is_unbiased(ring_bits):
     """Means over many dithers; 16-bit dither and float32 leave at most 2^-15 of a level."""
-    layout, top = Layout(BLOCK, ring_bits), levels(ring_bits, 64)
+    layout = Layout(BLOCK, ring_bits)
+    top = levels(layout, 64)
     values = np.linspace(-0.99, 0.99, BLOCK) * min(top, 200)
     mean, rounds = np.zeros(BLOCK), 400
     for k in range(rounds):
@@ -265,7 +266,7 @@ def test_block_energies_are_exact(ring_bits):
     summed = summed.astype(SIGNED[ring_bits])
     shift = 12 if ring_bits == 32 else 0
     expected = [sum((int(v) >> shift) ** 2 for v in block) << 2 * shift for block in summed.reshape(2, BLOCK)]
-    energies = Decoder(layout, 4, clips(layout), SEED).block_energies(summed.view(RING_DTYPES[ring_bits]))
+    energies = Decoder(layout, 4, clips(layout), SEED).block_energies(0, summed.view(RING_DTYPES[ring_bits]))
     assert energies.tolist() == expected
 
 

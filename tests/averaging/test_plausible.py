@@ -25,7 +25,7 @@ class Round:
 
     def __init__(self, bits: int, shape: str = "noise", weight: float = 0.7, blocks: int = 6) -> None:
         self.layout = Layout(blocks * BLOCK - 11, bits, BLOCK)
-        self.levels = levels(bits, MEMBERS)
+        self.levels = levels(self.layout, MEMBERS)
         self.scales = np.linspace(1e-3, 4e-3, blocks).astype(np.float32)
         source = np.random.default_rng(bits)
         encoder = Encoder(self.layout, MEMBERS, self.scales, b"s" * 32)

@@ -34,7 +34,7 @@ def run(layout, updates, scales, rounds):
             total += ring
         error = np.linalg.norm(decoder.decode_chunk(0, total, float(len(updates))) - expected)
         norm = sum(squared_norm(u) for u in updates) / len(updates) / reference(scales)
-        scales = next_scales(layout, len(updates), scales, decoder.block_energies(total), len(updates), norm)
+        scales = next_scales(layout, len(updates), scales, decoder.block_energies(0, total), len(updates), norm)
         yield float(error / np.linalg.norm(expected)), scales
 
 

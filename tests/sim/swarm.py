@@ -343,7 +343,7 @@ class Swarm:
             return
         source = np.random.default_rng(list(digest("update", sid, bytes(peer.id))))
         mine = self.updates.setdefault((cohort.roster.round_sid, peer.id), {})
-        limit = levels(self.params.layout.ring_bits, cohort.roster.largest)
+        limit = levels(self.params.layout, cohort.roster.largest)
         for chunk, receivers in plan:
             signed = source.integers(-limit, limit + 1, self.params.layout.words(chunk), self.word)
             if chunk == self.params.layout.trailer:

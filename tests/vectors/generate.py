@@ -112,7 +112,7 @@ def encoding_vectors() -> list[dict[str, Any]]:
         clips = np.array([0.5, 0.25, 1.0, 0.125], np.float32)
         decoder = encoding.Decoder(layout, members, clips, stream("sign seed", 32))
         summed = np.frombuffer(stream(f"sum {ring_bits}", 3 * BLOCK * ring_bits // 8), RING_DTYPES[ring_bits])
-        energies = np.append(decoder.block_energies(summed), scales.UNKNOWN)
+        energies = np.append(decoder.block_energies(0, summed), scales.UNKNOWN)
         following = scales.next_scales(layout, members, clips, energies, members - 1, 0.01)
         x = np.frombuffer(stream("x", 3 * BLOCK * 2), "<i2").astype(np.float32) / np.float32(2**15)
         quantised = layout.zeros(0)
