@@ -93,7 +93,8 @@ class Learner:
         self.manifest, self.params, self.state, self.store = manifest, params, state, store
         self._me, self._trainer, self._heldout, self._transport = me, trainer, heldout, transport
         self._layout: Layout = params.layout
-        self._outer = OuterStep(manifest.outer.learning_rate, manifest.outer.momentum, manifest.outer.nesterov)
+        outer = manifest.outer
+        self._outer = OuterStep(outer.learning_rate, outer.momentum, outer.nesterov, outer.momentum_rounds)
         self._residual: Vector = np.zeros(self._layout.parameters, np.float32)
         self._folded = False  # whether the residual holds the model's local progress already
         self._tokens = 0  # behind the residual
@@ -131,6 +132,7 @@ class Learner:
     async def train(self, round_: int) -> int:
         """Local steps until the manifest's number or deadline; returns the tokens behind the update."""
         self._stop_training = False
+        self._trainer.rounds = float(round_ - 1)
         return await self._in_thread(self._train)
 
     def _train(self) -> int:
@@ -260,7 +262,9 @@ class Learner:
         )
         energies = self._energies(prepared)
         self._check_plausible(prepared, energies)
-        root = self.state.root_after(self._gradient(prepared), self._outer, self._next_scales(prepared, energies))
+        root = self.state.root_after(
+            self._gradient(prepared), self._outer.at(prepared.round), self._next_scales(prepared, energies)
+        )
         self._prepared = prepared.leading_to(root)
         self._prepared.save(self._prepared_path)
         totals = self._totals(prepared)
@@ -328,7 +332,9 @@ class Learner:
         self._fold()
         self._take_out(chain)
         root = self.state.advance(
-            self._gradient(prepared), self._outer, self._next_scales(prepared, self._energies(prepared))
+            self._gradient(prepared),
+            self._outer.at(prepared.round),
+            self._next_scales(prepared, self._energies(prepared)),
         )
         if root != record.state_root:
             raise StorageError(

@@ -6,7 +6,7 @@ fused, nothing is summed over elements, so the result depends neither on the mac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,13 @@ class OuterStep:
     learning_rate: float
     momentum: float
     nesterov: bool = True
+    momentum_rounds: int = 0
+
+    def at(self, round_: int) -> OuterStep:
+        """The step of a round: over the first `momentum_rounds` the momentum rises from 0 in equal parts."""
+        if round_ >= self.momentum_rounds:
+            return self
+        return replace(self, momentum=self.momentum * round_ / self.momentum_rounds)
 
     def apply_slice(self, parameters: Vector, momentum: Vector, gradient: Vector) -> tuple[Vector, Vector]:
         """New parameters and momentum of any slice, three float32 arrays of one length; inputs stay as they are.

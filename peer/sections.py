@@ -69,15 +69,21 @@ class Train:
     """[train]: the inner optimizer that each peer runs alone."""
 
     optimizer: str = key(
-        "Inner optimizer; adamw8bit is bitsandbytes' (falls back to adamw where it does not run).",
+        "Inner optimizer; adamw8bit is bitsandbytes' (falls back to adamw where it does not run), muon takes "
+        "orthogonal steps in the hidden layers' matrices and AdamW's elsewhere.",
         default="adamw",
-        choices=("adamw", "adamw8bit"),
+        choices=("adamw", "adamw8bit", "muon"),
     )
     learning_rate: float = key("Inner learning rate, after the warm-up.", default=3e-3, low=1e-9, high=10.0)
     betas: tuple[float, float] = key("AdamW's decay rates.", default=(0.9, 0.99), low=0.0, high=0.999999)
+    momentum: float = key("Muon's momentum.", default=0.9, low=0.0, high=0.999)
     weight_decay: float = key("Decoupled weight decay of matrices.", default=0.1, low=0.0, high=10.0)
     clip_norm: float = key("Global norm that gradients are clipped to.", default=1.0, low=1e-6, high=1e6)
     warmup: int = key("Inner steps over which the rate rises.", default=20, low=0, high=10**9, unit="steps")
+    decay_rounds: int = key(
+        "Rounds over which the rate falls along a cosine; 0: it stays.", default=0, low=0, high=10**9, unit="rounds"
+    )
+    final_rate: float = key("What is left of the rate then, and from then on.", default=0.1, low=0.0, high=1.0)
     local_steps: int = key("Inner steps per round (fewer at a deadline).", default=10, low=1, high=10**6, unit="steps")
     tokens_per_round: int = key(
         "Tokens of one peer and round that count in full: its weight in the mean is min(1, tokens / this).",
@@ -100,6 +106,13 @@ class Outer:
         high=0.999,
     )
     nesterov: bool = key("Nesterov's form of momentum.", default=True)
+    momentum_rounds: int = key(
+        "Rounds over which the momentum rises from 0, for a new model's first rounds; 0: it is there at once.",
+        default=0,
+        low=0,
+        high=10**6,
+        unit="rounds",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ The optimizer's moments stay with the peer over rounds, as in DiLoCo (arXiv 2311
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from dht.errors import ConfigError
-from peer.manifest import Manifest, Train
+from peer.inner import InnerOptimizer, rate_at
+from peer.manifest import Manifest
 from peer.model import ParameterVector
 from peer.outer import Vector
 from peer.precision import Precision
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+_LIKE_PARAMETERS = ("exp_avg", "momentum_buffer")
 
 
 class Batches(Protocol):
@@ -85,14 +86,18 @@ class Trainer:
         self.model.train()
         self.vector = ParameterVector(self.model)
         self.batches = batches
-        self.notes: list[str] = []
         self.step = 0  # inner steps since this peer joined; drives the warm-up
+        self.rounds = 0.0  # how far the run is; drives the decay
         self._settings = manifest.train
         self._named = [(name, entry) for name, entry in sorted(model.named_parameters()) if entry.requires_grad]
-        self._optimizer = self._make_optimizer(manifest.train)
+        self._optimizer = InnerOptimizer(self._named, manifest.train, self.precision.torch_device)
+        self.notes = self._optimizer.notes
 
     def train(self, steps: int, deadline: Callable[[], bool] = lambda: False) -> TrainResult:
-        """At most `steps` inner steps; before each one `deadline()` is asked whether to stop."""
+        """At most `steps` inner steps; before each one `deadline()` is asked whether to stop.
+
+        `rounds` moves on by one for `local_steps` of the manifest; set it where the run is.
+        """
         taken = skipped = tokens = 0
         loss_sum = 0.0
         try:
@@ -106,15 +111,12 @@ class Trainer:
                 tokens += batch.size
                 loss_sum += loss * batch.size
         finally:
-            self._optimizer.zero_grad(set_to_none=True)  # gradients would stay resident through the aggregation
+            self._optimizer.zero_grad()  # gradients would stay resident through the aggregation
         return TrainResult(taken, tokens, loss_sum / tokens if tokens else math.nan, skipped)
 
     def _inner_step(self, batch: NDArray[np.int64]) -> float | None:
         """One optimizer step; its loss, or None when the step was skipped because something was not finite."""
-        rate = self._settings.learning_rate * min(1.0, (self.step + 1) / max(1, self._settings.warmup))
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         loss = self._loss(batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_([entry for _, entry in self._named], self._settings.clip_norm)
@@ -122,8 +124,9 @@ class Trainer:
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             log.warning("skipped an inner step: loss %s, gradient norm %s", value, float(norm))
             return None
-        self._optimizer.step()
+        self._optimizer.step(rate_at(self._settings, self.step, self.rounds))
         self.step += 1
+        self.rounds += 1 / self._settings.local_steps
         return value
 
     def _loss(self, batch: NDArray[np.int64]) -> torch.Tensor:
@@ -161,65 +164,34 @@ class Trainer:
         arrays: dict[str, NDArray[Any]] = {}
         scalars: dict[str, float] = {}
         for name, entry in self._named:
-            for what, value in self._optimizer.state.get(entry, {}).items():
+            for what, value in self._optimizer.moments(entry).items():
                 if isinstance(value, torch.Tensor):
                     arrays[f"optimizer/{what}/{name}"] = value.detach().cpu().numpy()
                 else:
                     scalars[f"optimizer/{what}/{name}"] = value
-        facts = {"step": self.step, "optimizer": type(self._optimizer).__name__, "scalars": scalars}
+        facts = {"step": self.step, "optimizer": self._optimizer.name, "scalars": scalars}
         return TrainerState(arrays, facts | {"data": self.batches.state()})
 
     def restore(self, state: TrainerState) -> None:
         """Go on from `state`; its arrays are copied. Raises ConfigError when it is another optimizer's or model's."""
-        if state.facts.get("optimizer") != type(self._optimizer).__name__:
+        if state.facts.get("optimizer") != self._optimizer.name:
             raise ConfigError("the saved local training used another inner optimizer")
         parameters = dict(self._named)
         moments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
         values: dict[str, Any] = {**state.arrays, **state.facts["scalars"]}
         for key, value in values.items():
             _, what, name = key.split("/", 2)
-            if name not in moments or (what.startswith("exp_avg") and value.shape != parameters[name].shape):
+            if name not in moments or (what.startswith(_LIKE_PARAMETERS) and value.shape != parameters[name].shape):
                 raise ConfigError("the saved local training belongs to another model")
             moments[name][what] = self._restored(value, what) if isinstance(value, np.ndarray) else value
-        self._optimizer.state.clear()
-        for name, found in moments.items():
-            if found:
-                self._optimizer.state[parameters[name]] = found
+        self._optimizer.remember([(parameters[name], found) for name, found in moments.items()])
         self.step = int(state.facts["step"])
         self.batches.restore(state.facts["data"])
 
     def _restored(self, array: NDArray[Any], what: str) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(array))
-        # torch keeps the step counter of its non-fused optimizers on the CPU, whatever the parameters' device.
-        return tensor if what == "step" and not self._fused else tensor.to(self.precision.torch_device)
-
-    def _make_optimizer(self, settings: Train) -> torch.optim.Optimizer:
-        matrices = [entry for _, entry in self._named if entry.ndim >= 2]
-        vectors = [entry for _, entry in self._named if entry.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
-        groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
-        self._fused = False
-        if settings.optimizer == "adamw8bit":
-            made, reason = _adamw8bit(groups, settings, self.precision.torch_device)
-            if made is not None:
-                return made
-            self.notes.append(f"8-bit AdamW does not run here ({reason}): using torch's AdamW")
-            log.warning(self.notes[-1])
-        self._fused = True
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
-
-
-def _adamw8bit(
-    groups: list[dict[str, Any]], settings: Train, device: torch.device
-) -> tuple[torch.optim.Optimizer | None, str]:
-    """bitsandbytes' AdamW8bit after one trial step on a throw-away tensor, or None and why not."""
-    try:
-        adamw8bit = importlib.import_module("bitsandbytes.optim").AdamW8bit
-        trial = torch.nn.Parameter(torch.ones(8192, device=device))  # bitsandbytes leaves smaller tensors in 32 bits
-        trial.grad = torch.ones_like(trial)
-        adamw8bit([trial], lr=0.1).step()
-        if not (trial < 1.0).all():
-            return None, "its trial step changed nothing"
-        return adamw8bit(groups, lr=settings.learning_rate, betas=settings.betas), ""
-    except Exception as error:  # a missing native library shows as ImportError, RuntimeError, OSError, AttributeError
-        return None, f"{type(error).__name__}: {error}"
+        return (
+            tensor
+            if what == "step" and not self._optimizer.counts_on_device
+            else tensor.to(self.precision.torch_device)
+        )

@@ -92,3 +92,10 @@ def test_flushed_subnormals_are_refused():
     finally:
         torch.set_flush_denormal(False)
     require_ieee()
+
+
+def test_momentum_rises_over_the_first_rounds():
+    outer = OuterStep(0.8, 0.6, momentum_rounds=4)
+    assert [outer.at(round_).momentum for round_ in (0, 1, 2, 3)] == pytest.approx([0.0, 0.15, 0.3, 0.45])
+    assert outer.at(4) is outer
+    assert OuterStep(0.8, 0.6).at(0).momentum == 0.6

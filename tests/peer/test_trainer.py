@@ -96,7 +96,7 @@ def test_rate_rises_during_the_warm_up_over_all_rounds():
     seen = []
     for _ in range(6):
         one.train(1)
-        seen.append(one._optimizer.param_groups[0]["lr"])
+        seen.append(one._optimizer.groups[0]["lr"])
     np.testing.assert_allclose(seen, [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 
 
@@ -116,7 +116,7 @@ def test_gradients_are_clipped(monkeypatch):
 
 def test_only_matrices_decay():
     one = trainer(weight_decay=0.5)
-    decayed = {id(entry) for group in one._optimizer.param_groups if group["weight_decay"] for entry in group["params"]}
+    decayed = {id(entry) for group in one._optimizer.groups if group["weight_decay"] for entry in group["params"]}
     for _, entry in one.model.named_parameters():
         assert (id(entry) in decayed) == (entry.ndim == 2)
 
