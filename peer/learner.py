@@ -167,12 +167,16 @@ class Learner:
             self.state.release()
 
     def _unfold(self) -> None:
-        """Take the local progress out again: the round was void, and training goes on from where it was."""
-        if self._folded:
-            self._residual -= self.state.parameters
-            self._residual += self._trainer.local()
-            self._folded = False
-            self.state.release()  # not read again until the sums are in
+        """All that no sum has taken up yet is in the model while it trains: local = certified - residual.
+
+        After a void round it is there already. Were the gradients taken at the certified parameters instead, training
+        would find the same progress again in each round; the coarser the codec, the worse (docs/training.md).
+        """
+        if not self._folded:
+            self._trainer.set_parameters(self._trainer.local() - self._residual)
+        self._residual[:] = 0.0
+        self._folded = False
+        self.state.release()  # not read again until the sums are in
 
     async def evaluate(self) -> float | None:
         """Loss of the certified parameters on held-out text, nats per token; None without such text."""

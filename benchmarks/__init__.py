@@ -1,0 +1,1 @@
+"""Speed and quality, measured beside a baseline. Not installed; run from the project's root."""
