@@ -1,7 +1,7 @@
 """The run manifest, `run.toml`: everything that all peers of a run must agree on, fixed at genesis.
 
 `run_id` is the hash of its values, whatever the comments, key order or spelling of numbers. Peers with another
-hash cannot meet. Choices of one peer (device, batch size, data, addresses) are never in it.
+hash cannot meet. Choices of one peer (device, micro-batch, data, addresses) are never in it.
 """
 
 # ruff: noqa: RUF009  (key and section are dataclasses.field with facts about the key)
