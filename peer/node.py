@@ -36,12 +36,15 @@ from peer.batching import fit, step_sequences
 from peer.catch_up import Donor
 from peer.config import PeerConfig
 from peer.data import TokenBatches, TokenData, open_data
+from peer.estimate import needs
 from peer.events import Reporter, from_threads
 from peer.evidence_files import EvidenceFiles
 from peer.history import certify, open_chain
 from peer.learner import Learner
 from peer.manifest import Manifest
+from peer.memory import gauge
 from peer.model import build_model, check_fit
+from peer.precision import Precision
 from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
@@ -95,6 +98,7 @@ def _make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, Toke
     except DataError as error:
         log.warning("no held-out loss will be shown: %s", error.message)
         heldout = None
+    needs(manifest).check(gauge(Precision.resolve(config.device, manifest.model.dtype).torch_device).free())
     model = build_model(manifest)
     check_fit(model, tokenizer, manifest)
     precision = None if config.precision == "auto" else config.precision
