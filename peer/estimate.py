@@ -15,6 +15,7 @@ from peer.model import quiet_without_terminal
 log = logging.getLogger(__name__)
 
 _FLOAT = 4
+_MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "muon": 4.0}  # Muon has one moment of a matrix, two of the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Needs:
 def needs(manifest: Manifest) -> Needs:
     """What training all parameters of the manifest's model takes; nothing where its size cannot be told in advance."""
     count = count_parameters(manifest)
-    return Needs(count, count, moment_bytes=2.0 if manifest.train.optimizer == "adamw8bit" else 2.0 * _FLOAT)
+    return Needs(count, count, moment_bytes=_MOMENT_BYTES[manifest.train.optimizer])
 
 
 def count_parameters(manifest: Manifest) -> int:
