@@ -321,7 +321,7 @@ def test_where_not_even_one_sequence_fits_it_says_what_would_help():
 def test_an_optimizer_without_memory_for_its_moments_is_told_apart(monkeypatch: pytest.MonkeyPatch):
     one = trainer()
 
-    def step() -> None:
+    def step(rate: float) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     monkeypatch.setattr(one._optimizer, "step", step)
