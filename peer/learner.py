@@ -260,7 +260,7 @@ class Learner:
             return
         self._sent = None
         record = chain.record(sent.round)  # not always the head: who fetches a state may have missed several rounds
-        if sent.idle or sent.sid != record.sid or self._me not in record.members():
+        if sent.sid != record.sid or self._me not in record.members():
             return
         lost_norm = 0.0
         for chunk in range(self._layout.chunks):
