@@ -25,7 +25,7 @@ from dht.clock import Clock, CorrectedClock
 from dht.errors import ProtocolError, UnreachableError
 from dht.host import Host
 from dht.identity import Identity
-from dht.records import PeerRecord, RecordGate, current, fitting, key_text, open_record, seal_record
+from dht.records import LARGEST_THROUGHPUT, PeerRecord, RecordGate, current, fitting, key_text, open_record, seal_record
 
 TTL = 120
 """Seconds that an announcement lives; it is renewed at a third of that."""
@@ -41,11 +41,14 @@ _searching: ContextVar[bool] = ContextVar("searching", default=False)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a peer announces about itself: last certified round, its hash, and bytes per second it can carry."""
+    """What a peer announces about itself: last certified round, its hash, bytes per second that it can carry, and
+    tokens per second that it trains on; 0 for what it does not say.
+    """
 
     round: int = 0
     hash: bytes = bytes(32)
     capacity: int = 0
+    throughput: int = 0
 
 
 class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
@@ -168,6 +171,7 @@ class Discovery:
             head_round=head.round,
             head_hash=head.hash,
             capacity=head.capacity,
+            throughput=min(head.throughput, LARGEST_THROUGHPUT),
             issued=now,
             expires=now + ttl,
         )

@@ -16,7 +16,7 @@ from dht.clock import Clock
 from dht.envelope import Envelope, seal
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
-from dht.wire import U64, Bytes32, Count, Length, PeerIdBytes, decode_as, encode, message
+from dht.wire import U32, U64, Bytes32, Count, Length, PeerIdBytes, decode_as, encode, message
 
 MAX_TTL = 600
 """Seconds that a record may live at most."""
@@ -26,6 +26,8 @@ RECORD_CAP = 1536
 """Bytes of a sealed record at most; an honest one has about 500."""
 ADDRESS_BYTES = 1024
 """Bytes that a record's addresses may take together."""
+LARGEST_THROUGHPUT = 2**32 - 1
+"""Tokens per second that a record can say."""
 BYTES_PER_KEY = 2 << 20
 """Bytes of records kept under one key at most: a search's answer must fit into one message of the DHT (4 MiB)."""
 FOREIGN_BYTES = 32 << 20
@@ -35,7 +37,10 @@ FOREIGN_BYTES = 32 << 20
 @message(tag=0x02, cap=1400)
 @dataclass(frozen=True, slots=True)
 class PeerRecord:
-    """Where a peer can be dialled and how far it is; times in Unix seconds, `capacity` in bytes per second."""
+    """Where a peer can be dialled and how far it is; times in Unix seconds, `capacity` in bytes per second.
+
+    `throughput` is what the peer says of its training, in tokens per second, 0 if nothing: a hint that nobody checks.
+    """
 
     run: Bytes32
     peer: PeerIdBytes
@@ -43,6 +48,7 @@ class PeerRecord:
     head_round: U64
     head_hash: Bytes32
     capacity: U64
+    throughput: U32
     issued: U64
     expires: U64
 

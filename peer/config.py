@@ -100,7 +100,13 @@ class PeerConfig:
         Literal["auto", "bf16", "fp32"],
         _training("Number format of forward and backward passes; weights stay in float32."),
     ] = "auto"
-    batch_size: Annotated[int, _training("Sequences per local step.")] = 8
+    batch_size: Annotated[
+        int,
+        _training(
+            "Sequences that go through the model at a time; several such micro-batches make a local step of the run's "
+            "train.tokens_per_step. Where the run leaves that open, this is the whole step. 0 measures what fits."
+        ),
+    ] = 0
     threads: Annotated[int, _training("CPU threads for training. 0 takes all cores.")] = 0
     seed: Annotated[int, _training("Order of this peer's data.")] = 0
     rounds: Annotated[
@@ -126,7 +132,7 @@ class PeerConfig:
     log_file: Annotated[Path | None, _output("Where the log goes.", show_default=lambda _: "DATA_DIR/peer.log")] = None
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, "batch-size must be at least 1")
+        _check(self.batch_size >= 0, "batch-size must not be negative")
         _check(self.threads >= 0, "threads must not be negative")
         _check(self.rounds >= 0, "rounds must not be negative")
         _check(self.join_timeout >= 0, "join-timeout must not be negative")

@@ -42,6 +42,16 @@ class TokenData:
         """Number of whole sequences."""
         return len(self.tokens) // self.sequence_length
 
+    def shortage(self, batch_size: int) -> str:
+        """What to tell whose text has fewer sequences than one local step takes; empty where it has enough."""
+        if self.sequences >= batch_size:
+            return ""
+        length = self.sequence_length
+        return (
+            f"the training text has {self.sequences} sequences of {length} tokens, fewer than the {batch_size} of one "
+            f"local step, so each step repeats some: give {batch_size * length} tokens or more, or take smaller batches"
+        )
+
     def gather(self, indices: Iterable[int]) -> NDArray[np.int64]:
         """Sequences by index, int64[len(indices), sequence_length]."""
         length = self.sequence_length

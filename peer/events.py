@@ -4,8 +4,12 @@
     waiting(reason)                           refused(peer, reason)           peer_unreachable(peer, reason)
     round(round, void, survivors, members,    blamed(peer, reason)            error(code, message, remedy)
           heldout_loss, train_loss, tokens,   caught_up(round, root, chunks,  leaving(reason)
-          bytes_up, bytes_down, seconds,                bytes, donors)        stopped(round, root)
-          root, state_bytes)                  bootstrap(address, verdict)
+          tokens_per_second, bytes_up,                  bytes, donors)        stopped(round, root)
+          bytes_down, seconds, root,          bootstrap(address, verdict)
+          state_bytes)
+    batch(sequences, sequence_length, micro, accumulation, tokens_per_second, steps, local_steps)
+    out_of_memory(before, micro)              skipped(loss, norm, in_a_row)   sat_out(round, reason)
+    warning(text)
     recovery(round, members, missing)         rolled_back(fork, left, round, root)
     checkpoint(epoch, last_round, root,       checkpoint_rolled_back(epoch, fork_nonce)
                tally, active_epoch)
@@ -17,11 +21,14 @@ raise for a field that is missing: a report must not end a round.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -46,6 +53,17 @@ class Tee:
         """Pass the event on."""
         for reporter in self.reporters:
             reporter.event(name, **fields)
+
+
+def from_threads(reporter: Reporter) -> Callable[..., None]:
+    """`reporter.event` for work in threads: what they tell is passed on by the running loop, in order."""
+    loop = asyncio.get_running_loop()
+
+    def tell(name: str, **fields: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(partial(reporter.event, name, **fields))
+
+    return tell
 
 
 class JsonReporter:
@@ -112,6 +130,16 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
             return f"in round {get('round')} with {count(get('members'))} members"
         case "round":
             return describe_round(fields, last_loss)
+        case "batch":
+            return describe_batch(fields)
+        case "out_of_memory":
+            return f"out of memory with {get('before')} sequences at a time: going on with {get('micro')}"
+        case "skipped":
+            return f"skipped a local step: loss {get('loss')}, gradient norm {get('norm')}"
+        case "sat_out":
+            return f"round {get('round')} · sitting out, starting over from the certified model: {get('reason')}"
+        case "warning":
+            return f"warning: {get('text')}"
         case "caught_up":
             size, donors = megabytes(get("bytes")), count(get("donors"))
             return f"caught up to round {get('round')} · {size} from {donors} donors · root {short(get('root'))}"
@@ -147,6 +175,16 @@ def describe_round(fields: Mapping[str, object], last_loss: float | None = None)
     traffic = f"up {megabytes(get('bytes_up'))} down {megabytes(get('bytes_down'))}"
     loss = describe_loss(get("heldout_loss"), last_loss)
     return f"round {get('round')} · {who} · loss {loss} · {times} · {traffic} · root {short(get('root'))}"
+
+
+def describe_batch(fields: Mapping[str, object]) -> str:
+    """How local steps go through the model here, and how many of them fit."""
+    get = fields.get
+    steps, wanted = count(get("steps")), count(get("local_steps"))
+    fits = f"all {wanted}" if steps >= wanted else f"about {steps} of {wanted}"
+    size = f"a step is {get('sequences')} x {get('sequence_length')} tokens, {get('micro')} sequences at a time"
+    speed = f"{number(get('tokens_per_second'), 0.0):.0f} tokens/s"
+    return f"  {size} · {speed} · {fits} steps fit in the train deadline"
 
 
 def describe_loss(loss: object, last: float | None = None) -> str:

@@ -38,8 +38,10 @@ from dht.errors import StorageError
 from dht.identity import PeerId
 from dht.transport import Transport
 from dht.wire import digest
+from peer.batching import introduce
 from peer.catch_up import CatchUp, Haul
 from peer.data import TokenData
+from peer.health import Health
 from peer.history import ChainFrames
 from peer.manifest import Manifest
 from peer.outer import OuterStep, Vector
@@ -69,9 +71,12 @@ class _Sent:
     encoder: Encoder
     dither: bytes
     weight: float
+    idle: bool = False  # nothing but zeros: this peer sat the round out
 
-    def facts(self) -> dict[str, Any]:
-        """What makes it again from the residual and the scales of its time."""
+    def facts(self) -> dict[str, Any] | None:
+        """What makes it again from the residual and the scales of its time; None where nothing was sent."""
+        if self.idle:
+            return None
         secret = {"sid": self.sid.hex(), "dither": self.dither.hex()}
         return {"round": self.round, "members": self.members, "weight": self.weight, **secret}
 
@@ -105,6 +110,8 @@ class Learner:
         self._prepared: Prepared | None = None
         self._frames = ChainFrames()
         self._stop_training = False
+        self._health = Health()
+        self._report: Callable[..., None] = lambda name, **fields: None
         self._one_at_a_time = threading.Lock()
         self.haul: Haul | None = None
         self.train_seconds = 0.0
@@ -125,17 +132,25 @@ class Learner:
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    def listen(self, report: Callable[..., None]) -> None:
+        """Tell events of training to `report`, which is like `Reporter.event` and may be called from any thread."""
+        self._report = self._trainer.report = report
+        introduce(self._trainer, self.manifest, report)
+
     def interrupt(self) -> None:
         """A round was decided: local steps that still run shall end now; what they learned is kept."""
         self._stop_training = True
 
     async def train(self, round_: int) -> int:
-        """Local steps until the manifest's number or deadline; returns the tokens behind the update."""
+        """Local steps until the manifest's number or deadline; returns the tokens behind the update.
+
+        Raises ConfigError when training diverged in several rounds in a row.
+        """
         self._stop_training = False
         self._trainer.rounds = float(round_ - 1)
-        return await self._in_thread(self._train)
+        return await self._in_thread(self._train, round_)
 
-    def _train(self) -> int:
+    def _train(self, round_: int) -> int:
         started = time.monotonic()
         end = started + self.params.deadlines.train
         self._unfold()
@@ -145,18 +160,38 @@ class Learner:
         self._tokens += result.tokens
         self.total_tokens += result.tokens
         self.train_loss = result.loss_mean
+        cause = result.trouble or ("" if self._trainer.is_finite() else "local parameters are no longer finite")
+        if cause:
+            self._start_over()
         self._fold()
+        norm = 0.0
         try:
             norm = squared_norm(self._residual)
         except NonFiniteUpdateError as error:
             log.error("%s", error)
+            cause = cause or error.message
             self._residual[:] = 0.0
-            self._trainer.set_parameters(self.state.parameters)
-            self._tokens, norm = 1, 0.0
-        loss = min(result.loss_mean, _LARGEST_LOSS) if math.isfinite(result.loss_mean) else 0.0
-        self._statistics = Statistics(self._tokens, loss, loss, norm, 0.0, result.steps)
+            self._start_over()
+        loss = min(result.loss_mean, _LARGEST_LOSS) if math.isfinite(result.loss_mean) else self._statistics.loss
+        self._statistics = Statistics(
+            self._tokens, loss, loss, 0.0 if cause else norm, 0.0, 0 if cause else result.steps
+        )
         self.train_seconds = time.monotonic() - started
+        self._health.trained(cause)
+        if cause:
+            log.error("sitting out round %d: %s", round_, cause)
+            self._report("sat_out", round=round_, reason=cause)
         return max(1, self._tokens)
+
+    def _start_over(self) -> None:
+        """Drop what was learned since the certified state, and the optimizer's moments with it."""
+        self._trainer.start_over(self.state.parameters)
+        self._tokens = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of local training, a moving average; 0 while unknown."""
+        return self._trainer.pace.tokens_per_second
 
     def _fold(self) -> None:
         """residual += certified - local: from now on the residual is the update."""
@@ -193,6 +228,8 @@ class Learner:
         """Fix scales, signs, dither and weight of this cohort's upload."""
         assert cohort.tokens is not None
         weight = cohort.tokens / self.params.weight_cap
+        idle = self._health.idle
+        update = np.zeros_like(self._residual) if idle else self._residual
         unit = reference(self.state.scales)
         statistics = replace(
             self._statistics,
@@ -202,9 +239,8 @@ class Learner:
         )
         self._trailer = pack(statistics)
         roster = cohort.roster
-        self._sent = self._make_sent(
-            roster.round, roster.round_sid, roster.largest, weight, os.urandom(16), self._residual
-        )
+        sent = self._make_sent(roster.round, roster.round_sid, roster.largest, weight, os.urandom(16), update)
+        self._sent = replace(sent, idle=idle)
 
     def _make_sent(self, round_: int, sid: bytes, members: int, weight: float, dither: bytes, update: Vector) -> _Sent:
         encoder = Encoder(self._layout, members, self.state.scales.copy(), _signs(sid))

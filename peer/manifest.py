@@ -1,7 +1,7 @@
 """The run manifest, `run.toml`: everything that all peers of a run must agree on, fixed at genesis.
 
 `run_id` is the hash of its values, whatever the comments, key order or spelling of numbers. Peers with another
-hash cannot meet. Choices of one peer (device, batch size, data, addresses) are never in it.
+hash cannot meet. Choices of one peer (device, micro-batch, data, addresses) are never in it.
 """
 
 # ruff: noqa: RUF009  (key and section are dataclasses.field with facts about the key)
@@ -80,6 +80,7 @@ class Manifest:
         _check_names(self)
         _check_model(self)
         _check_ledger(self.ledger)
+        _check_step(self.train.tokens_per_step, self.data.sequence_length)
         if self.cohort.minimum > self.cohort.target:
             raise ConfigError(f"cohort.minimum = {self.cohort.minimum} is over cohort.target = {self.cohort.target}")
         if self.run.genesis_peers < self.cohort.minimum:
@@ -179,6 +180,14 @@ def _check_names(manifest: Manifest) -> None:
     if not valid:
         raise ConfigError(
             f"data.heldout = {manifest.data.heldout!r} is not understood", remedy="for instance hash:10 or split:test"
+        )
+
+
+def _check_step(tokens: int, length: int) -> None:
+    if tokens % length:
+        raise ConfigError(
+            f"train.tokens_per_step = {tokens} is not a multiple of data.sequence_length = {length}",
+            remedy=f"for instance {max(1, tokens // length) * length}",
         )
 
 

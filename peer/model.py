@@ -138,6 +138,11 @@ class ParameterVector:
         for part in self._parts():
             out[part] = self._flat[part].float().cpu().numpy()
 
+    def is_finite(self) -> bool:
+        """Whether every parameter is a finite number."""
+        low, high = torch.aminmax(self._flat)  # both are NaN where one parameter is
+        return bool(torch.isfinite(low) and torch.isfinite(high))
+
     @property
     def _is_shared(self) -> bool:
         return self._flat.dtype == torch.float32 and self._flat.device.type == "cpu"

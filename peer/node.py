@@ -32,15 +32,19 @@ from dht.host import Host, Relay
 from dht.identity import Identity, PeerId
 from dht.link import RefusedError
 from peer.anchor import FRAMES, Anchor
+from peer.batching import fit, step_sequences
 from peer.catch_up import Donor
 from peer.config import PeerConfig
 from peer.data import TokenBatches, TokenData, open_data
-from peer.events import Reporter
+from peer.estimate import needs
+from peer.events import Reporter, from_threads
 from peer.evidence_files import EvidenceFiles
 from peer.history import certify, open_chain
 from peer.learner import Learner
 from peer.manifest import Manifest
+from peer.memory import gauge
 from peer.model import build_model, check_fit
+from peer.precision import Precision
 from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
@@ -94,11 +98,18 @@ def _make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, Toke
     except DataError as error:
         log.warning("no held-out loss will be shown: %s", error.message)
         heldout = None
+    needs(manifest).check(gauge(Precision.resolve(config.device, manifest.model.dtype).torch_device).free())
     model = build_model(manifest)
     check_fit(model, tokenizer, manifest)
     precision = None if config.precision == "auto" else config.precision
-    batches = TokenBatches(data, config.batch_size, config.seed)
-    return Trainer(model, batches, manifest, config.device, precision, config.threads or None), heldout
+    sequences = step_sequences(manifest, config.batch_size)
+    batches = TokenBatches(data, sequences, config.seed)
+    trainer = Trainer(model, batches, manifest, config.device, precision, config.threads or None)
+    if shortage := data.shortage(sequences):
+        log.warning("%s", shortage)
+        trainer.notes.append(shortage)
+    fit(trainer, sequences, config.batch_size)
+    return trainer, heldout
 
 
 def _assemble(
@@ -186,6 +197,7 @@ class Node:
             run=self._manifest.run_id.hex(),
             round=self._participant.round,
         )
+        self._learner.listen(from_threads(self._reporter))
         driver.start()
         meeting = asyncio.create_task(self._meet())
         patience = asyncio.create_task(self._lose_patience())
@@ -323,8 +335,9 @@ class Node:
             self._book.save()
 
     def _head(self) -> Head:
-        chain = self._participant.chain
-        return Head() if chain is None else Head(chain.head.round, chain.beacon)
+        chain, speed = self._participant.chain, round(self._learner.tokens_per_second)
+        place = (0, bytes(32)) if chain is None else (chain.head.round, chain.beacon)
+        return Head(*place, throughput=speed)
 
     def _round_of(self, root: bytes) -> int | None:
         """The round on disk whose state has this root, for donors."""
@@ -450,6 +463,7 @@ class Node:
             heldout_loss=heldout_loss,
             train_loss=self._learner.train_loss,
             tokens=self._learner.total_tokens,
+            tokens_per_second=self._learner.tokens_per_second,
             bytes_up=up,
             bytes_down=down,
             seconds={

@@ -84,6 +84,22 @@ class Train:
         "Rounds over which the rate falls along a cosine; 0: it stays.", default=0, low=0, high=10**9, unit="rounds"
     )
     final_rate: float = key("What is left of the rate then, and from then on.", default=0.1, low=0.0, high=1.0)
+    tokens_per_step: int = key(
+        "Tokens of one inner step, the same for all peers, whatever their memory; a multiple of data.sequence_length. "
+        "0: each peer's own --batch-size.",
+        default=0,
+        low=0,
+        high=2**31,
+        unit="tokens",
+    )
+    max_bad_steps: int = key(
+        "After so many steps in a row whose loss or gradient is not finite a peer adds nothing to the round, and "
+        "starts over from the certified model.",
+        default=8,
+        low=1,
+        high=10**6,
+        unit="steps",
+    )
     local_steps: int = key("Inner steps per round (fewer at a deadline).", default=10, low=1, high=10**6, unit="steps")
     tokens_per_round: int = key(
         "Tokens of one peer and round that count in full: its weight in the mean is min(1, tokens / this).",

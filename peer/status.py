@@ -43,6 +43,11 @@ class Snapshot:
     rounds: int = 0
     void_rounds: int = 0
     tokens: int = 0
+    tokens_per_second: float | None = None
+    micro_batch: int = 0
+    skipped_steps: int = 0
+    sat_out_rounds: int = 0
+    sat_out_cause: str = ""
     heldout_losses: tuple[float, ...] = ()
     train_loss: float | None = None
     bytes_up: int = 0
@@ -73,6 +78,15 @@ class Snapshot:
                 return replace(after, state="running", round=count(get("round")), step=str(get("step")))
             case "round":
                 return after._after_round(fields)
+            case "batch":
+                speed = number(get("tokens_per_second"), None)
+                return replace(after, micro_batch=count(get("micro")), tokens_per_second=speed)
+            case "out_of_memory":
+                return replace(after, micro_batch=count(get("micro")))
+            case "skipped":
+                return replace(after, skipped_steps=self.skipped_steps + 1)
+            case "sat_out":
+                return replace(after, sat_out_rounds=self.sat_out_rounds + 1, sat_out_cause=str(get("reason")))
             case "caught_up":
                 return replace(after, round=count(get("round")), root=str(plain(get("root"))))
             case "recovery":
@@ -113,6 +127,7 @@ class Snapshot:
             rounds=self.rounds + (not void),
             void_rounds=self.void_rounds + void,
             tokens=max(self.tokens, count(get("tokens"))),
+            tokens_per_second=number(get("tokens_per_second"), None) or self.tokens_per_second,
             heldout_losses=losses,
             train_loss=number(get("train_loss"), self.train_loss),
             bytes_up=self.bytes_up + count(get("bytes_up")),
@@ -190,6 +205,8 @@ def describe(snapshot: Snapshot, *, alive: bool, now: float) -> str:
     seconds = ", ".join(f"{part} {value:.0f} s" for part, value in snapshot.seconds.items()) or "–"
     losses = snapshot.heldout_losses
     before = losses[-2] if len(losses) > 1 else None
+    trouble = f"{snapshot.skipped_steps} local steps skipped, {snapshot.sat_out_rounds} rounds sat out"
+    trouble += f" ({snapshot.sat_out_cause})" if snapshot.sat_out_cause else ""
     branches = f"{snapshot.recoveries} recoveries, rolled back {snapshot.rollbacks} times"
     rows = [
         ("peer", snapshot.peer or "–"),
@@ -199,6 +216,8 @@ def describe(snapshot: Snapshot, *, alive: bool, now: float) -> str:
         ("round", f"{snapshot.round}" + (f" · {snapshot.step}" if snapshot.step else "")),
         ("survivors", f"{snapshot.survivors}/{snapshot.members}"),
         ("rounds", f"{snapshot.rounds} certified, {snapshot.void_rounds} void · {snapshot.tokens} tokens"),
+        ("training", _training(snapshot)),
+        *([("trouble", trouble)] if snapshot.skipped_steps or snapshot.sat_out_rounds else []),
         *([("branches", branches)] if snapshot.recoveries or snapshot.rollbacks else []),
         ("loss", describe_loss(losses[-1] if losses else None, before)),
         ("traffic", f"up {megabytes(snapshot.bytes_up)} · down {megabytes(snapshot.bytes_down)}"),
@@ -207,6 +226,13 @@ def describe(snapshot: Snapshot, *, alive: bool, now: float) -> str:
         *(("address", address) for address in snapshot.addresses),
     ]
     return "\n".join(f"{name:<10} {value}" for name, value in rows)
+
+
+def _training(snapshot: Snapshot) -> str:
+    if snapshot.tokens_per_second is None:
+        return "–"
+    cut = f" · micro-batches of {snapshot.micro_batch}" if snapshot.micro_batch else ""
+    return f"{snapshot.tokens_per_second:.0f} tokens/s{cut}"
 
 
 def metrics(snapshot: Snapshot) -> Iterator[Metric]:
@@ -219,6 +245,8 @@ def metrics(snapshot: Snapshot) -> Iterator[Metric]:
         "survivors": ("Survivors of the last round", snapshot.survivors),
         "heldout_loss": ("Held-out loss in nats", snapshot.heldout_losses[-1] if snapshot.heldout_losses else None),
         "train_loss": ("Training loss in nats", snapshot.train_loss),
+        "tokens_per_second": ("Speed of local training, a moving average over rounds", snapshot.tokens_per_second),
+        "micro_batch": ("Sequences that go through the model at a time", snapshot.micro_batch or None),
         "state_bytes": ("Size of the canonical state", snapshot.state_bytes),
         "last_event_timestamp_seconds": ("When the peer last reported anything", snapshot.updated),
     }
@@ -229,6 +257,11 @@ def metrics(snapshot: Snapshot) -> Iterator[Metric]:
         "rounds": ("Certified rounds", snapshot.rounds),
         "void_rounds": ("Rounds that changed nothing", snapshot.void_rounds),
         "tokens": ("Tokens trained on", snapshot.tokens),
+        "skipped_steps": ("Local steps skipped because something was not finite", snapshot.skipped_steps),
+        "sat_out_rounds": (
+            "Rounds that this peer added nothing to because its training broke",
+            snapshot.sat_out_rounds,
+        ),
         "bytes_sent": ("Bytes sent", snapshot.bytes_up),
         "bytes_received": ("Bytes received", snapshot.bytes_down),
         "refused_messages": ("Messages refused", snapshot.refused),

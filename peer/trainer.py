@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -16,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from dht.errors import ConfigError
+from peer.batching import Fit, Pace, halved, parts
 from peer.inner import InnerOptimizer, rate_at
 from peer.manifest import Manifest
+from peer.memory import give_back, is_out_of_memory, too_little
 from peer.model import ParameterVector
 from peer.outer import Vector
 from peer.precision import Precision
@@ -53,6 +56,7 @@ class TrainResult:
     tokens: int
     loss_mean: float  # nats per token over the steps taken; NaN if there was none
     skipped: int
+    trouble: str = ""  # why training stopped: too many skipped steps in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,14 @@ class Trainer:
         self.model.train()
         self.vector = ParameterVector(self.model)
         self.batches = batches
-        self.step = 0  # inner steps since this peer joined; drives the warm-up
+        self.step = 0  # inner steps since this peer joined, or since `start_over`; drives the warm-up
         self.rounds = 0.0  # how far the run is; drives the decay
+        self.micro = 0  # sequences that go through the model at a time; 0: a whole batch
+        self.measured: Fit | None = None
+        self.pace = Pace()
+        self.clock: Callable[[], float] = time.monotonic
+        self.report: Callable[..., None] = lambda name, **fields: None  # takes events, as `Reporter.event` does
+        self._bad_in_a_row = 0
         self._settings = manifest.train
         self._named = [(name, entry) for name, entry in sorted(model.named_parameters()) if entry.requires_grad]
         self._optimizer = InnerOptimizer(self._named, manifest.train, self.precision.torch_device)
@@ -96,14 +106,17 @@ class Trainer:
     def train(self, steps: int, deadline: Callable[[], bool] = lambda: False) -> TrainResult:
         """At most `steps` inner steps; before each one `deadline()` is asked whether to stop.
 
-        `rounds` moves on by one for `local_steps` of the manifest; set it where the run is.
+        `rounds` moves on by one for `local_steps` of the manifest; set it where the run is. Stops with
+        `TrainResult.trouble` after `train.max_bad_steps` steps in a row that had to be skipped, counted over calls.
+        Raises ConfigError when not even one sequence at a time fits into memory.
         """
-        taken = skipped = tokens = 0
-        loss_sum = 0.0
+        taken = skipped = tokens = seen = 0
+        loss_sum, began = 0.0, self.clock()
         try:
-            while taken + skipped < steps and not deadline():
+            while taken + skipped < steps and self._bad_in_a_row < self._settings.max_bad_steps and not deadline():
                 batch = self.batches.next()
                 loss = self._inner_step(batch)
+                seen += batch.size
                 if loss is None:
                     skipped += 1
                     continue
@@ -111,23 +124,67 @@ class Trainer:
                 tokens += batch.size
                 loss_sum += loss * batch.size
         finally:
-            self._optimizer.zero_grad()  # gradients would stay resident through the aggregation
-        return TrainResult(taken, tokens, loss_sum / tokens if tokens else math.nan, skipped)
+            self.drop_gradients()  # they would stay resident through the aggregation
+        self.pace.took(seen, self.clock() - began)
+        bad = self._bad_in_a_row
+        trouble = f"loss or gradient not finite in {bad} local steps in a row"
+        over = bad >= self._settings.max_bad_steps
+        return TrainResult(taken, tokens, loss_sum / tokens if tokens else math.nan, skipped, trouble if over else "")
 
     def _inner_step(self, batch: NDArray[np.int64]) -> float | None:
         """One optimizer step; its loss, or None when the step was skipped because something was not finite."""
-        self._optimizer.zero_grad()
-        loss = self._loss(batch)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([entry for _, entry in self._named], self._settings.clip_norm)
-        value = float(loss.detach())
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
-            log.warning("skipped an inner step: loss %s, gradient norm %s", value, float(norm))
+        value = self._gradient(batch)
+        norm = float(torch.nn.utils.clip_grad_norm_([entry for _, entry in self._named], self._settings.clip_norm))
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self._bad_in_a_row += 1
+            log.warning("skipped an inner step: loss %s, gradient norm %s", value, norm)
+            self.report("skipped", loss=value, norm=norm, in_a_row=self._bad_in_a_row)
             return None
-        self._optimizer.step(rate_at(self._settings, self.step, self.rounds))
+        self._bad_in_a_row = 0
+        try:
+            self._optimizer.step(rate_at(self._settings, self.step, self.rounds))
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):  # its moments are made at the first step; smaller batches do not help
+                raise too_little("the inner optimizer") from error
+            raise
         self.step += 1
         self.rounds += 1 / self._settings.local_steps
         return value
+
+    def _gradient(self, batch: NDArray[np.int64]) -> float:
+        """Leave the gradient of a batch's mean loss, which is returned; in smaller parts where memory runs out."""
+        self.drop_gradients()
+        while True:
+            try:
+                return self.accumulate(batch, self.micro)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Here the exception is gone, and with it what its traceback kept alive.
+            before = min(self.micro or len(batch), len(batch))
+            self.micro = halved(before, batch.shape[1])
+            self.drop_gradients()
+            give_back(self.precision.torch_device)
+            log.warning(
+                "out of memory with %d sequences at a time: the step is taken again with %d", before, self.micro
+            )
+            self.report("out_of_memory", before=before, micro=self.micro)
+
+    def accumulate(self, batch: NDArray[np.int64], micro: int) -> float:
+        """Add a batch's gradient to what is there, `micro` sequences at a time; its mean loss in nats per token.
+
+        Each part counts by its tokens, so how the batch is cut changes nothing but rounding. May run out of memory.
+        """
+        total = torch.zeros((), device=self.precision.torch_device)
+        for part in parts(batch, micro):
+            loss = self._loss(part) * (part.size / batch.size)
+            loss.backward()
+            total += loss.detach()
+        return float(total)
+
+    def drop_gradients(self) -> None:
+        """Free the gradients."""
+        self._optimizer.zero_grad()
 
     def _loss(self, batch: NDArray[np.int64]) -> torch.Tensor:
         ids = torch.from_numpy(batch).to(self.precision.torch_device)
@@ -140,9 +197,9 @@ class Trainer:
         self.model.eval()
         try:
             with torch.inference_mode():
-                for batch in batches:
-                    total += float(self._loss(batch)) * batch.size
-                    tokens += batch.size
+                for part in (part for batch in batches for part in parts(batch, self.micro)):
+                    total += float(self._loss(part)) * part.size
+                    tokens += part.size
         finally:
             self.model.train()
         return total / tokens if tokens else math.nan
@@ -150,6 +207,21 @@ class Trainer:
     def set_parameters(self, flat: Vector) -> None:
         """Start from these parameters, float32[D]. The optimizer's moments stay."""
         self.vector.copy_in(flat)
+
+    def is_finite(self) -> bool:
+        """Whether every local parameter is a finite number."""
+        return self.vector.is_finite()
+
+    def start_over(self, flat: Vector) -> None:
+        """Go on from these parameters, float32[D], without moments, which may be poisoned: the warm-up begins again."""
+        self.set_parameters(flat)
+        self._optimizer.forget()
+        self.step = self._bad_in_a_row = 0
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes that the optimizer remembers per trained parameter, at most."""
+        return 2 if self._optimizer.name == "AdamW8bit" else 8
 
     def get_parameters(self, out: Vector) -> None:
         """Write the local parameters into float32[D]."""

@@ -12,7 +12,7 @@ from dht.clock import Clock, SystemClock
 from dht.discovery import Discovery, Head, SignedRecords
 from dht.host import Host
 from dht.identity import Identity
-from dht.records import PeerRecord, key_text, seal_record
+from dht.records import LARGEST_THROUGHPUT, PeerRecord, key_text, seal_record
 
 RUN = bytes(range(32))
 
@@ -45,11 +45,12 @@ async def test_peers_of_a_run_find_each_other_through_a_bootstrap_node(start_nod
     bob, bob_identity, bob_node = await start_node("bob", bootstrap=entry.addresses())
     _, _, stranger_node = await start_node("stranger", run=bytes(32), bootstrap=entry.addresses())
 
-    assert await bob_node.announce(Head(round=3, hash=bytes(31) + b"\x07", capacity=5))
+    assert await bob_node.announce(Head(round=3, hash=bytes(31) + b"\x07", capacity=5, throughput=1 << 40))
     assert await stranger_node.announce(Head())
     found = await alice_node.find()
     assert [record.peer_id for record in found] == [bob.peer_id]
     assert (found[0].head_round, found[0].head_hash[-1], found[0].capacity) == (3, 7, 5)
+    assert found[0].throughput == LARGEST_THROUGHPUT
     assert found[0].addresses == bob.addresses()
     assert await bob_node.find() == ()  # its own record is no news
 
@@ -129,7 +130,7 @@ def test_the_validator_survives_any_bytes() -> None:
 
     clock, identity = SystemClock(), Identity.generate()
     now = int(clock.wall())
-    record = PeerRecord(RUN, bytes(identity.peer_id), (), 0, bytes(32), 0, now, now + 60)
+    record = PeerRecord(RUN, bytes(identity.peer_id), (), 0, bytes(32), 0, 0, now, now + 60)
     key = DHTID.generate(source=key_text(RUN)).to_bytes()
     good = DHTRecord(
         key,

@@ -27,6 +27,7 @@ RECORD = PeerRecord(
     head_round=7,
     head_hash=bytes(32),
     capacity=10**6,
+    throughput=5000,
     issued=1_800_000_000,
     expires=1_800_000_100,
 )

@@ -119,7 +119,7 @@ def test_unknown_names_are_refused_with_a_suggestion(
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--batch-size", "0"],
+        ["--batch-size", "-1"],
         ["--batch-size", "many"],
         ["--threads", "-1"],
         ["--rounds", "-1"],

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dht.errors import DataError, StorageError
 from dht.identity import Identity
-from peer.data import TokenBatches, open_data
+from peer.data import TokenBatches, TokenData, open_data
 from peer.documents import is_heldout
 from peer.manifest import Data, Manifest
 from peer.tokenizer import byte_tokenizer
@@ -320,3 +320,13 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     tracemalloc.stop()
     assert len(data.tokens) > size // 2
     assert peak < size // 4
+
+
+def test_text_shorter_than_a_step_is_said_in_numbers():
+    short = TokenData(np.zeros(5 * 16 + 3, np.uint8), 16, "short")
+    said = short.shortage(8)
+    assert "5 sequences of 16 tokens, fewer than the 8 of one local step" in said and "128 tokens or more" in said
+    assert short.shortage(5) == ""
+    # It is still trained on: a step takes each sequence at least once.
+    batch = TokenBatches(TokenData(np.arange(80, dtype=np.uint8), 16, "few"), 8, 0).next()
+    assert sorted(set(batch[:, 0].tolist())) == [0, 16, 32, 48, 64] and len(batch) == 8

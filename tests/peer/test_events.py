@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dht.identity import Identity
-from peer.events import JsonReporter, LineReporter, Tee, describe, plain
+from peer.events import JsonReporter, LineReporter, Tee, describe, from_threads, plain
 
 ROUND = {
     "round": 42,
@@ -47,6 +49,39 @@ def test_json_is_one_object_per_line_with_event_and_time() -> None:
     assert first["root"] == "9a3f01c2" + "00" * 28
     assert first["seconds"]["train"] == 2.04
     assert second["peer"] == str(peer)
+
+
+def test_training_is_told_in_words() -> None:
+    measured = {"sequences": 8, "sequence_length": 128, "micro": 4, "accumulation": 2, "tokens_per_second": 5120.3}
+    assert lines(
+        ("batch", {**measured, "steps": 6, "local_steps": 10}),
+        ("batch", {**measured, "steps": 10, "local_steps": 10}),
+        ("out_of_memory", {"before": 4, "micro": 2}),
+        ("skipped", {"loss": float("nan"), "norm": float("inf"), "in_a_row": 3}),
+        ("sat_out", {"round": 7, "reason": "loss not finite"}),
+        ("warning", {"text": "little text"}),
+    ) == [
+        "  a step is 8 x 128 tokens, 4 sequences at a time · 5120 tokens/s · "
+        "about 6 of 10 steps fit in the train deadline",
+        "  a step is 8 x 128 tokens, 4 sequences at a time · 5120 tokens/s · all 10 steps fit in the train deadline",
+        "out of memory with 4 sequences at a time: going on with 2",
+        "skipped a local step: loss nan, gradient norm inf",
+        "round 7 · sitting out, starting over from the certified model: loss not finite",
+        "warning: little text",
+    ]
+
+
+async def test_threads_tell_through_the_loop() -> None:
+    told: list[tuple[str, dict[str, object], int]] = []
+
+    class Listener:
+        def event(self, name: str, /, **fields: object) -> None:
+            told.append((name, fields, threading.get_ident()))
+
+    tell = from_threads(Listener())
+    await asyncio.to_thread(lambda: [tell("skipped", in_a_row=number) for number in (1, 2)])
+    await asyncio.sleep(0)
+    assert told == [("skipped", {"in_a_row": number}, threading.get_ident()) for number in (1, 2)]
 
 
 @pytest.mark.parametrize(

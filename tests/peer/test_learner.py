@@ -7,7 +7,6 @@ import logging
 import math
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 
 from dht.errors import StorageError
 from peer.history import certify
+from peer.trainer import TrainResult
 from tests.peer.learner_oracle import (
     check_state,
     frozen,
@@ -197,7 +197,7 @@ async def test_clipped_progress_is_not_lost(tmp_path: Path):
     norm = float(np.linalg.norm(total))
     for learner in table.learners:
         learner._trainer.set_parameters(start)
-        learner._trainer.train = lambda *_: SimpleNamespace(steps=0, tokens=0, loss_mean=math.nan)  # type: ignore
+        learner._trainer.train = lambda *_: TrainResult(0, 0, math.nan, 0)  # type: ignore
     left = []
     for _ in range(5):
         await table.round(tokens=[TOKENS] * 3)
@@ -208,20 +208,25 @@ async def test_clipped_progress_is_not_lost(tmp_path: Path):
     assert left[0] > 0.3 and left[-1] < 0.05 and left == sorted(left, reverse=True)
 
 
-async def test_an_update_that_is_not_finite_is_dropped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize(
+    ("value", "said"), [(math.nan, "parameters are no longer finite"), (1e30, "MUR-710")], ids=["nan", "overflow"]
+)
+async def test_an_update_that_is_not_finite_is_dropped_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float, said: str
+):
     table = Table(tmp_path)
     sick = table.learners[1]
     real = sick._trainer.train
 
     def explode(*arguments: Any) -> Any:
         result = real(*arguments)
-        sick._trainer.local()[5] = np.float32(np.nan)
+        sick._trainer.local()[5] = np.float32(value)
         return result
 
     sick._trainer.train = explode  # type: ignore[method-assign]
     with caplog.at_level(logging.ERROR, logger="peer.learner"):
         views = await table.upload()
-    assert "MUR-710" in caplog.text
+    assert said in caplog.text and "sitting out round 1" in caplog.text
     assert views[1].tokens == 1  # the least weight there is
     assert not any(signed(table.rings[1][c]).any() for c in range(table.layout.chunks))
     assert not sick._residual.any()

@@ -21,6 +21,7 @@ from dht.errors import DataError, IncompatibleRunError, LockedError, Refusal, St
 from dht.identity import Identity, PeerId
 from dht.link import RefusedError
 from peer import node as nodes
+from peer.batching import fit
 from peer.config import PeerConfig
 from peer.data import TokenData
 from peer.manifest import Manifest
@@ -427,3 +428,45 @@ def test_without_data_it_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         trainer, heldout = nodes._make_trainer(PeerConfig(data_dir=tmp_path, data=str(text), device="cpu"), split)
     assert heldout is None and "no held-out loss" in caplog.text
     assert trainer.train(1).steps == 1
+
+
+def test_little_text_is_said_and_none_refused(tmp_path: Path):
+    manifest = tiny_manifest(3)
+    manifest = manifest.replace(data=dataclasses.replace(manifest.data, heldout="hash:100000"))
+    text = tmp_path / "text.txt"
+    text.write_bytes(TEXT[: 3 * SEQUENCE])
+    config = PeerConfig(data_dir=tmp_path, data=str(text), device="cpu", batch_size=4)
+    trainer, _ = nodes._make_trainer(config, manifest)
+    assert "3 sequences of 16 tokens, fewer than the 4 of one local step" in trainer.notes[0]
+    assert trainer.measured is not None and (trainer.micro, trainer.measured.accumulation) == (4, 1)
+    text.write_bytes(TEXT[: SEQUENCE - 2])
+    with pytest.raises(DataError, match="too short: 15 tokens"):  # the last one ends the text
+        nodes._make_trainer(config, manifest)
+
+
+def test_the_runs_step_goes_through_in_the_peers_pieces(tmp_path: Path):
+    manifest = tiny_manifest(3, tokens_per_step=6 * SEQUENCE)
+    manifest = manifest.replace(data=dataclasses.replace(manifest.data, heldout="hash:100000"))
+    text = tmp_path / "text.txt"
+    text.write_bytes(TEXT)
+    for size, micro in ((4, 4), (64, 6)):
+        config = PeerConfig(data_dir=tmp_path, data=str(text), device="cpu", batch_size=size)
+        trainer, _ = nodes._make_trainer(config, manifest)
+        assert trainer.notes == [] and trainer.micro == micro
+        assert trainer.train(1).tokens == 6 * SEQUENCE
+
+
+async def test_speed_and_trouble_are_told(house: House):
+    node = house.make(0)
+    fit(node._learner._trainer, 4, 2)
+    node._learner._trainer.notes.append("little text")
+    task = asyncio.ensure_future(node.run(house.stops.setdefault(0, asyncio.Event())))
+    await until(lambda: bool(house.named(0, "batch")), [task])
+    assert house.named(0, "warning") == [{"text": "little text"}]
+    assert house.named(0, "batch")[0]["micro"] == 2
+    assert node._head().throughput == round(node._learner.tokens_per_second) > 0
+    await asyncio.to_thread(node._learner._trainer.report, "skipped", in_a_row=1)
+    await until(lambda: house.named(0, "skipped") == [{"in_a_row": 1}], [task])
+    house.stops[0].set()
+    await task
+    await node.close()

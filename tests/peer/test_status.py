@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dht.errors import ConfigError, StorageError
-from peer.status import LOSSES_KEPT, MetricsServer, Snapshot, StatusReporter, describe, is_alive, read
+from peer.status import LOSSES_KEPT, MetricsServer, Snapshot, StatusReporter, describe, is_alive, metrics, read
 
 ROUND = {
     "round": 7,
@@ -47,6 +47,27 @@ def test_a_void_round_counts_apart_and_keeps_the_root() -> None:
     before = Snapshot().apply("round", ROUND, 1.0)
     after = before.apply("round", {"round": 8, "void": True, "survivors": [], "members": ["a"]}, 2.0)
     assert (after.rounds, after.void_rounds, after.root, after.heldout_losses) == (1, 1, before.root, (3.5,))
+
+
+def test_training_is_followed() -> None:
+    measured = {"micro": 4, "tokens_per_second": 5000.4, "sequences": 8, "accumulation": 2}
+    snapshot = Snapshot().apply("batch", measured, 1.0)
+    assert (snapshot.micro_batch, snapshot.tokens_per_second) == (4, 5000.4)
+    snapshot = snapshot.apply("out_of_memory", {"before": 4, "micro": 2}, 2.0)
+    snapshot = snapshot.apply("round", {**ROUND, "tokens_per_second": 4000.0}, 3.0)
+    assert (snapshot.micro_batch, snapshot.tokens_per_second) == (2, 4000.0)
+    assert snapshot.apply("round", {**ROUND, "tokens_per_second": 0.0}, 4.0).tokens_per_second == 4000.0
+    said = describe(snapshot, alive=True, now=4.0)
+    assert "4000 tokens/s · micro-batches of 2" in said and "trouble" not in said
+    for _ in range(2):
+        snapshot = snapshot.apply("skipped", {"loss": float("nan"), "norm": 1.0, "in_a_row": 1}, 5.0)
+    snapshot = snapshot.apply("sat_out", {"round": 8, "reason": "loss not finite"}, 6.0)
+    said = describe(snapshot, alive=True, now=6.0)
+    assert "2 local steps skipped, 1 rounds sat out (loss not finite)" in said
+    values = {metric.name: metric.samples[0].value for metric in metrics(snapshot)}
+    assert values["murmuration_tokens_per_second"] == 4000.0 and values["murmuration_micro_batch"] == 2
+    assert values["murmuration_skipped_steps"] == 2 and values["murmuration_sat_out_rounds"] == 1
+    assert "murmuration_tokens_per_second" not in {metric.name for metric in metrics(Snapshot())}
 
 
 def test_state_follows_the_events() -> None:
