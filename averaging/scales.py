@@ -26,8 +26,8 @@ SMALLEST_SCALE, LARGEST_SCALE = 1e-12, 1e12
 SHRINK, GROW = 0.5, 4.0
 FLOOR = 1 / 16
 UNKNOWN = -1.0
-_PACKED_KAPPA = {1: 1.6, 2: 2.0, 3: 2.2, 4: 2.3}
-"""By M; with M = 1 every element is rounded to plus or minus the clip, and a wide clip is all noise."""
+_PACKED_KAPPA = {1: 0.8, 2: 1.22, 3: 1.49, 4: 1.72, 5: 1.83, 6: 1.95, 7: 2.05}
+"""By M: where nearest rounding of normal numbers to M + 1 equally spaced levels loses least (Max 1960)."""
 
 
 def levels(layout: Layout, members: int) -> int:

@@ -144,11 +144,15 @@ class Manifest:
         """Clip of every Hadamard block in round 0, when no aggregate tells the size of updates yet.
 
         AdamW moves an element by about the learning rate per step, so local steps move it by at most their sum;
-        four times that keeps the tails of the rotated, roughly normal block.
+        four times that keeps the tails of the rotated, roughly normal block. Muon's matrices move by a fifth of it.
         """
         steps, warmup = self.train.local_steps, max(1, self.train.warmup)
         risen = sum(min(1.0, (step + 1) / warmup) for step in range(min(steps, warmup))) + max(0, steps - warmup)
-        return 4.0 * self.train.learning_rate * risen
+        moved = self.train.learning_rate * risen
+        if self.codec.pack == 1:
+            return 4.0 * moved
+        # Few digits bear no clip that is far too wide; what a narrow one cuts off comes a round later.
+        return moved * (0.2 if self.train.optimizer == "muon" else 0.5)
 
     def replace(self, **sections: Any) -> Manifest:
         """A copy with whole sections replaced, checked again."""

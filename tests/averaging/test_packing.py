@@ -70,27 +70,33 @@ def layout_of(pack: int) -> Layout:
 
 
 @pytest.mark.parametrize(("pack", "members"), [(7, 8), (10, 4), (10, 8), (13, 4), (4, 64)])
-def test_the_mean_comes_out_of_masked_sums(pack: int, members: int) -> None:
-    """Encode, mask, add, unmask, decode; on average over many roundings the mean is the members' mean."""
+def test_masked_sums_decode_to_the_mean_and_feedback_brings_the_rest(pack: int, members: int) -> None:
+    """Encode, mask, add, unmask, decode, and take out what was sent: over rounds nothing of an update is lost."""
     layout = layout_of(pack)
     source = np.random.default_rng(pack)
-    scales = np.full(layout.blocks, 4.0, np.float32)
-    common = source.standard_normal(layout.parameters).astype(np.float32)
+    scales = np.full(layout.blocks, 2.0, np.float32)
+    updates = [source.standard_normal(layout.parameters).astype(np.float32) for _ in range(members)]
+    residuals = [update.copy() for update in updates]
     keys = [source.bytes(16) for _ in range(members)]
-    encoder = Encoder(layout, members, scales, b"s" * 32)
-    mean, rounds = np.zeros(BLOCK), 24
-    for turn in range(rounds):
+    arrived = np.zeros(BLOCK)
+    errors = []
+    for turn in range(8):
+        encoder = Encoder(layout, members, scales, bytes([turn]) * 32)
         total = layout.zeros(0)
         for i, key in enumerate(keys):
             ring = layout.empty(0)
-            encoder.encode_chunk(0, common, 1.0, bytes([turn, i]) * 8, ring)
+            encoder.encode_chunk(0, residuals[i], 1.0, bytes(16), ring)
+            residuals[i][:BLOCK] -= encoder.dequantise_chunk(0, ring, 1.0)
             Masker(b"sid", i, key, {}).apply(0, ring)
             total += ring
         unmask(0, total, keys, [])
-        mean += Decoder(layout, members, scales, b"s" * 32, members).decode_chunk(0, total, float(members)) / rounds
-    # One rounding is off by at most 2 * 4 / M; the mean of so many is far nearer.
-    error = float(np.sqrt(np.mean((mean - common[:BLOCK]) ** 2)))
-    assert error < 1.5 * 4.0 / levels(layout, members) / np.sqrt(rounds * members)
+        decoder = Decoder(layout, members, scales, bytes([turn]) * 32, members)
+        arrived += decoder.decode_chunk(0, total, float(members))
+        left = np.mean([residual[:BLOCK] for residual in residuals], axis=0)
+        np.testing.assert_allclose(arrived + left, np.mean(updates, axis=0)[:BLOCK], atol=1e-4)
+        errors.append(float(np.abs(left).mean()))
+        scales *= np.float32(0.6)
+    assert errors[-1] < 0.2 * errors[0]
 
 
 @pytest.mark.parametrize("pack", [7, 10])
