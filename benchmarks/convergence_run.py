@@ -29,7 +29,7 @@ from peer.model import build_model
 from peer.outer import Vector
 from peer.trainer import Trainer
 
-_CHECKS = 16
+_CHECKS = 8
 """Points of a run at which the held-out loss is taken."""
 _WARM = 0.4
 """Part of a run's tokens that the common start of warm runs was trained on: AdamW, one place, another seed."""

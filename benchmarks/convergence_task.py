@@ -19,7 +19,7 @@ from peer.manifest import Data, Manifest, Model
 SEQUENCE = 128
 PEERS = len(KINDS)
 _PER_KIND = 9500  # sequences: the smallest kind, tables, has as many
-_HELDOUT_PER_KIND = 48
+_HELDOUT_PER_KIND = 40
 _FOUNDER = "16Uiu2HAmFTB5JyjVKpx7rPuK8scafyTArQfhRDGDSu3saLuH95CW"
 SIZES = {
     "0.12M": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4},

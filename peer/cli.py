@@ -1,4 +1,4 @@
-"""`run-peer`: join a run and train; `init`, `identity`, `status`, `doctor`, `export` and `evidence` around it.
+"""`run-peer`: join a run and train; `init`, `identity`, `plan`, `status`, `doctor`, `export`, `evidence` around it.
 
 Exit codes: 0 done, or left in good order; those of `dht.errors`; 70 a crash; 130 a second Ctrl-C.
 Heavy imports (torch, hivemind, transformers) happen inside the commands that need them.
@@ -35,7 +35,7 @@ def application(argv: Sequence[str] = ()) -> App:
         result_action="return_value",
     )
     app.default(join)
-    for command in (init, identity, status, doctor, export):
+    for command in (init, identity, plan, status, doctor, export):
         app.command(command)
     app.command(evidence)
     return app
@@ -140,6 +140,57 @@ def identity(
     else:
         for name, value in rows.items():
             print(f"{name.replace('_', ' '):<12} {value}")
+    return 0
+
+
+def plan(
+    *,
+    run: RunFile = DEFAULT_RUN,
+    peers: int = 0,
+    line: float = 20.0,
+    latency: float = 0.1,
+    tokens_per_second: float = 0.0,
+    config: ConfigPath = None,
+    json: Json = False,
+) -> int:
+    """Say what a run will cost this peer before it joins: bytes a round, seconds on a line, memory.
+
+    Parameters
+    ----------
+    peers
+        Peers of the run; by default the manifest's genesis_peers.
+    line
+        Mbit/s of the slower direction of the line.
+    latency
+        Seconds of a round trip to the other peers.
+    tokens_per_second
+        What this machine trains, if known (run-peer status shows it): then the share of the time that trains is said.
+    """
+    from peer.estimate import needs
+    from peer.manifest import Manifest
+    from peer.plan import describe
+    from peer.plan import plan as make
+
+    if line <= 0 or latency < 0 or peers < 0 or tokens_per_second < 0:
+        raise ConfigError("line must be positive, the other numbers not negative", remedy="run-peer plan --help")
+    manifest = Manifest.load(existing(run))
+    size = needs(manifest)
+    if not size.trained:
+        raise ConfigError("the model's size is not known", remedy="check [model] in the manifest")
+    found = make(
+        manifest,
+        size.parameters,
+        size.trained,
+        size.bytes,
+        peers=peers or manifest.run.genesis_peers,
+        line_mbit=line,
+        latency=latency,
+        tokens_per_second=tokens_per_second or None,
+    )
+    if json:
+        print_json(found.facts())
+    else:
+        print(describe(found))
     return 0
 
 
