@@ -139,13 +139,11 @@ def _advice(manifest: Manifest, layout: Layout, line: float, training: float | N
 
 def describe(found: Plan) -> str:
     """The plan in words, a line each."""
+    each = f"{_size(found.up)} up and {_size(found.down)} down, {found.bits_per_element:g} bits an element"
     rows = [
         ("model", f"{found.parameters:,} parameters, {found.trained:,} of them trained and sent"),
         ("peers", f"{found.peers} in {found.cohorts} cohort{'s' if found.cohorts > 1 else ''}"),
-        (
-            "each round",
-            f"{_size(found.up)} up and {_size(found.down)} down, {found.bits_per_element:g} bits an element",
-        ),
+        ("each round", each),
         ("compared", f"1/{found.dense_ratio:g} of a float32 all-reduce of every inner step"),
         ("on the line", f"{found.line_seconds:g} s a round at {found.line_mbit:g} Mbit/s"),
         ("memory", f"{_size(found.memory)} and the batch's activations"),

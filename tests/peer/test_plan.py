@@ -60,9 +60,8 @@ def test_a_line_that_is_a_burden_gets_advice_that_helps() -> None:
     run = manifest(train=Train(local_steps=10, tokens_per_round=10_000))
     found = made(run, speed=1000.0)
     assert found.training_share is not None and found.training_share < 0.9
-    steps = next(
-        int(line.split("train.local_steps = ")[1].split()[0]) for line in found.advice if "local_steps" in line
-    )
+    advised = next(line for line in found.advice if "local_steps" in line)
+    steps = int(advised.split("train.local_steps = ")[1].split()[0])
     longer = run.replace(train=Train(local_steps=steps, tokens_per_round=10_000 * steps // 10))
     after = made(longer, speed=1000.0)
     assert after.training_share is not None and after.training_share >= 0.899
