@@ -213,6 +213,16 @@ class Learner:
         self._folded = False
         self.state.release()  # not read again until the sums are in
 
+    @property
+    def privacy(self) -> dict[str, float] | None:
+        """Epsilon spent on this peer's records, the delta it is for, and the budget; None without `--dp`."""
+        return self._trainer.privacy
+
+    @property
+    def claim(self) -> float | None:
+        """Epsilon as the peer announces it; None without `--dp`."""
+        return self._trainer.claim
+
     async def evaluate(self) -> float | None:
         """Loss of the certified parameters on held-out text, nats per token; None without such text."""
         return await self._in_thread(self._evaluate)
