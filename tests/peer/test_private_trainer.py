@@ -104,9 +104,12 @@ def test_an_empty_batch_still_takes_a_step_of_pure_noise(tmp_path, monkeypatch):
     monkeypatch.setattr(one._poisson, "next", lambda: np.empty((0, SEQUENCE), np.int64))
     seen = []
     step = one._optimizer.step
-    monkeypatch.setattr(
-        one._optimizer, "step", lambda rate: (seen.extend(e.grad.clone() for e in one._parameters), step(rate))
-    )
+
+    def watched(rate: float) -> None:
+        seen.extend(entry.grad.clone() for entry in one._parameters)
+        step(rate)
+
+    monkeypatch.setattr(one._optimizer, "step", watched)
     assert one.train(1).steps == 1
     flat = torch.cat([value.flatten() for value in seen]).double()
     assert float(flat.std()) == pytest.approx(2.0 * 0.5 / BATCH, rel=5 / math.sqrt(2 * len(flat)))
