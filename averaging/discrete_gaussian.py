@@ -5,9 +5,9 @@ sampler is their algorithm 3 with t = s, for a whole s, on arrays: a discrete La
 probability exp(-(|y| - s)^2 / (2 s^2)). All coins are tossed with whole numbers: no exponential and no float is
 computed, so no rounding can betray what a variate was added to.
 
-Each of n members adds its own to its ring elements before they are masked, so nobody adds the whole noise, and nobody can
-take it off (the distributed discrete Gaussian mechanism: Kairouz, Liu and Steinke 2021, arXiv 2102.06387). The sum of
-h >= n - delta survivors has h times the variance of one and is all but discrete Gaussian: `concentrated` says what the
+Each of n members adds its own to its ring elements before they are masked, so nobody adds the whole noise, and nobody
+can take it off (the distributed discrete Gaussian mechanism: Kairouz, Liu and Steinke 2021, arXiv 2102.06387). The sum
+of h >= n - delta survivors has h times the variance of one and is all but discrete Gaussian: `concentrated` says what the
 difference costs.
 """
 
@@ -78,10 +78,10 @@ def add(ring: RingArray, scale: int, key: bytes, chunk: int) -> None:
 
 
 def concentrated(sensitivity: float, scale: float, honest: int, elements: int) -> float:
-    """Rho of the zero-concentrated privacy of one sum (arXiv 2102.06387, proposition 14 and theorem 1).
+    """Rho of the zero-concentrated privacy of one sum, by the bound of arXiv 2102.06387 on sums of discrete Gaussians.
 
-    `sensitivity`: largest norm of one member's vector of whole numbers, `scale`: s of each of the `honest` members whose
-    noise is in the sum, of `elements` coordinates.
+    `sensitivity`: largest norm of one member's vector of whole numbers, `scale`: s of each of the `honest` members
+    whose noise is in the sum, of `elements` coordinates.
     """
     off = 10.0 * sum(math.exp(-2.0 * (math.pi * scale) ** 2 * j / (j + 1)) for j in range(1, honest))
     ratio = sensitivity / (math.sqrt(honest) * scale)

@@ -2,8 +2,8 @@
 
 A record is one training sequence. A step takes each of the N sequences with probability q = batch size / N (Poisson
 sampling), clips the gradient of each to norm C, adds Gaussian noise of standard deviation z C to their sum (DP-SGD,
-Abadi et al. 2016, arXiv 1607.00133), and divides by the expected batch size. Neighbouring data sets differ by one sequence
-that is there or not; N counts as public. The accountant is opacus' for the sampled Gaussian mechanism in Renyi
+Abadi et al. 2016, arXiv 1607.00133), and divides by the expected batch size. Neighbouring data sets differ by one
+sequence that is there or not; N counts as public. The accountant is opacus' for the sampled Gaussian mechanism in Renyi
 divergence (Mironov et al. 2019, arXiv 1908.10530), and Poisson sampling is what it assumes.
 
 The account is one file of the data folder. It is written before the steps that it counts are taken, and entries never

@@ -203,8 +203,6 @@ class Node:
             round=self._participant.round,
         )
         self._learner.listen(from_threads(self._reporter))
-        if self._learner.privacy is not None:
-            self._reporter.event("privacy", **self._learner.privacy)
         driver.start()
         meeting = asyncio.create_task(self._meet())
         patience = asyncio.create_task(self._lose_patience())
@@ -344,7 +342,7 @@ class Node:
     def _head(self) -> Head:
         chain, speed = self._participant.chain, round(self._learner.tokens_per_second)
         place = (0, bytes(32)) if chain is None else (chain.head.round, chain.beacon)
-        return Head(*place, throughput=speed, epsilon=claimed(self._learner.claim))
+        return Head(*place, throughput=speed, epsilon=claimed(self._learner.claim()))
 
     def _round_of(self, root: bytes) -> int | None:
         """The round on disk whose state has this root, for donors."""
@@ -479,7 +477,6 @@ class Node:
                 "wait": max(0.0, now - self._began - train - aggregate),
             },
             root=record.state_root.hex(),
-            privacy=self._learner.privacy,
             state_bytes=sum(self._learner.state.schema.sections),
         )
         self._began, self._traffic = now, (total.up, total.down)

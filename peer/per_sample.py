@@ -1,10 +1,10 @@
 """Gradients of single records, through opacus, and the check that they are right for this very model.
 
 opacus hangs hooks on every layer with trained parameters and gets the gradient of each record from the layer's inputs
-and output gradients, by a rule per kind of layer, else by running the layer alone under torch.func. That is wrong, at times
-silently, for a layer whose output for one record depends on others (batch norm), whose input has no batch dimension,
-or that takes its weights from elsewhere. So nothing is believed: at start a batch of two is compared with two batches
-of one.
+and output gradients, by a rule per kind of layer, else by running the layer alone under torch.func. That is wrong, at
+times silently, for a layer whose output for one record depends on others (batch norm), whose input has no batch
+dimension, or that takes its weights from elsewhere. So nothing is believed: at start a batch of two is compared with
+two batches of one.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ _NOISE_PIECE = 1 << 18
 class PrivateTrainer(Trainer):
     """A `Trainer` whose steps are DP-SGD, and which stops for good when its budget is spent.
 
-    Gradients are clipped by record alone: `train.clip_norm` of the manifest does not apply. At most `batches.expected`
-    records go through the model at a time, each with a gradient as large as the model.
+    Gradients are clipped by record alone: `train.clip_norm` of the manifest does not apply. At most `micro`
+    records (by default those of an average batch) go through the model at a time, each with a gradient as large as the model.
     """
 
     def __init__(
@@ -99,12 +99,13 @@ class PrivateTrainer(Trainer):
             self._optimizer.zero_grad()
             self._account.add(replace(reserved, steps=taken - reserved.steps))
             self._publish()
+            self.report("privacy", **self.privacy)
         tokens = taken * self._poisson.expected * self._poisson.data.sequence_length
         return TrainResult(taken, tokens, math.nan, 0)
 
     def _publish(self) -> None:
         epsilon, delta = self._account.epsilon(self.guarantee.delta), self.guarantee.delta
-        self.privacy = {"epsilon": epsilon, "delta": delta, "budget": self.guarantee.epsilon}
+        self.privacy: dict[str, float] = {"epsilon": epsilon, "delta": delta, "budget": self.guarantee.epsilon}
         self.claim = self._account.epsilon(CLAIM_DELTA)
 
     def state(self) -> TrainerState:
@@ -138,8 +139,9 @@ class PrivateTrainer(Trainer):
         A gradient that is not finite counts as zero, so a single record can do nothing else.
         """
         sums = [torch.zeros_like(entry, dtype=torch.float32) for entry in self._parameters]
-        for start in range(0, len(batch), self._poisson.expected):
-            ids = torch.from_numpy(batch[start : start + self._poisson.expected]).to(self.precision.torch_device)
+        at_once = self.micro or self._poisson.expected
+        for start in range(0, len(batch), at_once):
+            ids = torch.from_numpy(batch[start : start + at_once]).to(self.precision.torch_device)
             gradients = self._per_sample.gradients(ids)
             squares = [value.float().flatten(1).norm(dim=1).double().square() for value in gradients]
             norms = torch.stack(squares).sum(0).sqrt()
@@ -153,14 +155,15 @@ class PrivateTrainer(Trainer):
 def private_trainer(
     config: PeerConfig, manifest: Manifest, model: PreTrainedModel, data: TokenData, sequences: int
 ) -> PrivateTrainer:
-    """The trainer that `--dp` asks for. Raises as PrivateTrainer does, and StorageError for a damaged account."""
+    """The trainer that `--dp` asks for, with so many sequences a step on average. Raises as PrivateTrainer does, and StorageError for a damaged account."""
     guarantee = Guarantee(config.dp_epsilon, config.dp_delta, config.dp_noise, config.dp_clip)
-    batches = PoissonBatches(data, config.batch_size)
+    batches = PoissonBatches(data, sequences)
     account = Account.load(config.data_dir)
     precision = None if config.precision == "auto" else config.precision
-    return PrivateTrainer(
-        model, batches, manifest, guarantee, account, config.device, precision, config.threads or None
-    )
+    device, threads = config.device, config.threads or None
+    trainer = PrivateTrainer(model, batches, manifest, guarantee, account, device, precision, threads)
+    trainer.micro = min(config.batch_size or sequences, sequences)
+    return trainer
 
 
 def unprotected(data_dir: Path, data: TokenData) -> None:

@@ -137,7 +137,6 @@ class Snapshot:
             bytes_down=self.bytes_down + count(get("bytes_down")),
             seconds=seconds,
             state_bytes=count(get("state_bytes")) or self.state_bytes,
-            privacy=_privacy(get("privacy")) or self.privacy,
         )
 
 

@@ -201,7 +201,7 @@ def test_the_flags_make_it(tmp_path):
     config = PeerConfig(
         data_dir=tmp_path, dp=True, dp_epsilon=3.0, dp_noise=1.5, dp_clip=0.7, batch_size=6, device="cpu"
     )
-    made = private_trainer(config, MANIFEST, build_model(MANIFEST), data())
+    made = private_trainer(config, MANIFEST, build_model(MANIFEST), data(), 6)
     assert made.guarantee == Guarantee(3.0, 1e-6, 1.5, 0.7)
     made.train(1)
     assert made.privacy == {"epsilon": Account.load(tmp_path).epsilon(1e-6), "delta": 1e-6, "budget": 3.0}
