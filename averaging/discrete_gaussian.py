@@ -7,8 +7,8 @@ computed, so no rounding can betray what a variate was added to.
 
 Each of n members adds its own to its ring elements before they are masked, so nobody adds the whole noise, and nobody
 can take it off (the distributed discrete Gaussian mechanism: Kairouz, Liu and Steinke 2021, arXiv 2102.06387). The sum
-of h >= n - delta survivors has h times the variance of one and is all but discrete Gaussian: `concentrated` says what the
-difference costs.
+of h >= n - delta survivors has h times the variance of one and is all but discrete Gaussian: `concentrated` says what
+the difference costs.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def _laplace(scale: int, tries: int, source: Source) -> Integers:
     low = low[_below_one_coins(low, scale, source)]
     size = low + scale * _runs(low.size, source)
     negative = source.below(2, size.size) == 1
-    signed: Integers = np.where(negative, -size, size)
-    return signed[~(negative & (size == 0))]  # else zero would come twice
+    found: Integers = np.where(negative, -size, size)[~(negative & (size == 0))]  # else zero would come twice
+    return found
 
 
 def _runs(count: int, source: Source) -> Integers:

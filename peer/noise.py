@@ -1,8 +1,8 @@
 """Noise in the sum ([privacy] noise_multiplier, an experiment): how much each member adds, and what that promises.
 
 The unit is the whole update of one peer in one round: neighbouring sums differ by one member's update put to zero.
-That it took part, and its tokens, stay public. Update times weight is clipped to norm C, so with z C of noise in the sum of at
-least n - delta survivors the sum is about z-Gaussian for each member (`averaging.discrete_gaussian`).
+That it took part, and its tokens, stay public. Update times weight is clipped to norm C, so with z C of noise in the
+sum of at least n - delta survivors the sum is about z-Gaussian for each member (`averaging.discrete_gaussian`).
 
 The codec's clip is fixed by C and z: nothing that a member sends depends on how large its update is, and nothing is cut
 off. A member that knows its own noise can take it off: f who work together leave (n - delta - f) / (n - delta) of it.

@@ -10,7 +10,7 @@ two batches of one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -32,6 +32,11 @@ class PerSample:
     def __init__(self, model: torch.nn.Module, precision: Precision) -> None:
         self._model, self._precision = model, precision
         self._named = [(name, entry) for name, entry in model.named_parameters() if entry.requires_grad]
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                # torch keeps the padding token's row as it is, opacus does not. Here no token is padding: sequences are
+                # full, and end-of-text often has the same number.
+                module.padding_idx = None
         _check_independent(model, precision)
         ids = _probe(model, precision)
         with _without_dropout(model):
@@ -70,14 +75,14 @@ class PerSample:
             # Of the embeddings, whose inputs are integers: opacus knows, and needs the output's gradient alone.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             (loss * len(ids)).backward()  # the mean over records times their number: the sum
-        return [cast(torch.Tensor, entry.grad_sample) for _, entry in self._named]
+        return [cast(Any, entry).grad_sample for _, entry in self._named]
 
     def clear(self) -> None:
         """Free the gradients, also after a pass that was cut off."""
         for _, entry in self._named:
             entry.grad = None
-            entry.grad_sample = None
-            entry._forward_counter = 0  # type: ignore[attr-defined]
+            cast(Any, entry).grad_sample = None
+            cast(Any, entry)._forward_counter = 0
             if hasattr(entry, "_current_grad_sample"):
                 del entry._current_grad_sample
         for module in self._model.modules():
@@ -98,7 +103,7 @@ class PerSample:
         found = torch.autograd.grad(loss, entries, allow_unused=True)
         return [torch.zeros_like(e) if value is None else value for e, value in zip(entries, found, strict=True)]
 
-    def _differences(self, together: list[torch.Tensor], alone: list[list[torch.Tensor]]) -> list[str]:
+    def _differences(self, together: Sequence[Any], alone: list[list[torch.Tensor]]) -> list[str]:
         """Names of the parameters whose gradients in a batch are not those of its records."""
         wrong = []
         for index, ((name, entry), found) in enumerate(zip(self._named, together, strict=True)):

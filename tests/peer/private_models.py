@@ -10,6 +10,10 @@ GPT2 = {"n_embd": 24, "n_layer": 1, "n_head": 2, "n_positions": 32, "bos_token_i
 KINDS = {
     "llama, tied": {"model_type": "llama", **LLAMA, "max_position_embeddings": 32, "tie_word_embeddings": True},
     "llama, untied": {"model_type": "llama", **LLAMA, "max_position_embeddings": 32, "tie_word_embeddings": False},
+    "llama, its end is its padding": {
+        **{"model_type": "llama", **LLAMA, "max_position_embeddings": 32, "tie_word_embeddings": True},
+        **{"pad_token_id": 256, "eos_token_id": 256, "bos_token_id": 256},
+    },
     "gpt2, tied, with dropout": {"model_type": "gpt2", **GPT2, "loss_type": "ForCausalLM"},
 }
 
