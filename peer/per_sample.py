@@ -100,7 +100,7 @@ class PerSample:
         with self._precision.autocast():
             loss = _loss(self._model, ids)
         entries = [entry for _, entry in self._named]
-        found = torch.autograd.grad(loss, entries, allow_unused=True)
+        found: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, entries, allow_unused=True)
         return [torch.zeros_like(e) if value is None else value for e, value in zip(entries, found, strict=True)]
 
     def _differences(self, together: Sequence[Any], alone: list[list[torch.Tensor]]) -> list[str]:
