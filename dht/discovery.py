@@ -41,8 +41,8 @@ _searching: ContextVar[bool] = ContextVar("searching", default=False)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a peer announces about itself: last certified round, its hash, bytes per second that it can carry, tokens per
-    second that it trains on, and its claim of epsilon (`dht.records.claimed`); 0 for what it does not say.
+    """What a peer announces about itself: last certified round, its hash, bytes per second that it can carry, tokens
+    per second that it trains on, and its claim of epsilon (`dht.records.claimed`); 0 for what it does not say.
     """
 
     round: int = 0

@@ -14,9 +14,9 @@
     checkpoint(epoch, last_round, root,       checkpoint_rolled_back(epoch, fork_nonce)
                tally, active_epoch)
 
-`seconds` is {"train", "aggregate", "wait"}; `survivors`
-and `members` are lists of peer ids; `tokens` counts from the start of the process, bytes and seconds from the round
-before. Reporters never raise for a field that is missing: a report must not end a round.
+`seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids; `tokens` counts from the
+start of the process, bytes and seconds from the round before. Reporters never raise for a field that is missing: a
+report must not end a round.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ _NOISE_PIECE = 1 << 18
 class PrivateTrainer(Trainer):
     """A `Trainer` whose steps are DP-SGD, and which stops for good when its budget is spent.
 
-    Gradients are clipped by record alone: `train.clip_norm` of the manifest does not apply. At most `micro`
-    records (by default those of an average batch) go through the model at a time, each with a gradient as large as the model.
+    Gradients are clipped by record alone: `train.clip_norm` of the manifest does not apply. At most `micro` records (by
+    default those of an average batch) go through the model at a time, each with a gradient as large as the model.
     """
 
     def __init__(
@@ -155,7 +155,10 @@ class PrivateTrainer(Trainer):
 def private_trainer(
     config: PeerConfig, manifest: Manifest, model: PreTrainedModel, data: TokenData, sequences: int
 ) -> PrivateTrainer:
-    """The trainer that `--dp` asks for, with so many sequences a step on average. Raises as PrivateTrainer does, and StorageError for a damaged account."""
+    """The trainer that `--dp` asks for, with so many sequences a step on average.
+
+    Raises as PrivateTrainer does, and StorageError for a damaged account.
+    """
     guarantee = Guarantee(config.dp_epsilon, config.dp_delta, config.dp_noise, config.dp_clip)
     batches = PoissonBatches(data, sequences)
     account = Account.load(config.data_dir)
