@@ -41,14 +41,15 @@ _searching: ContextVar[bool] = ContextVar("searching", default=False)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a peer announces about itself: last certified round, its hash, bytes per second that it can carry, and
-    tokens per second that it trains on; 0 for what it does not say.
+    """What a peer announces about itself: last certified round, its hash, bytes per second that it can carry, tokens
+    per second that it trains on, and its claim of epsilon (`dht.records.claimed`); 0 for what it does not say.
     """
 
     round: int = 0
     hash: bytes = bytes(32)
     capacity: int = 0
     throughput: int = 0
+    epsilon: int = 0
 
 
 class SignedRecords(RecordValidatorBase):  # type: ignore[misc]
@@ -172,6 +173,7 @@ class Discovery:
             head_hash=head.hash,
             capacity=head.capacity,
             throughput=min(head.throughput, LARGEST_THROUGHPUT),
+            epsilon=head.epsilon,
             issued=now,
             expires=now + ttl,
         )

@@ -6,6 +6,7 @@ the peer signed. Nothing else may be stored, so a node serves any run without kn
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class PeerRecord:
     """Where a peer can be dialled and how far it is; times in Unix seconds, `capacity` in bytes per second.
 
     `throughput` is what the peer says of its training, in tokens per second, 0 if nothing: a hint that nobody checks.
+    `epsilon` is what the peer says of the privacy that its own records lost so far: see `claimed`. Nobody can check it.
     """
 
     run: Bytes32
@@ -49,6 +51,7 @@ class PeerRecord:
     head_hash: Bytes32
     capacity: U64
     throughput: U32
+    epsilon: U32
     issued: U64
     expires: U64
 
@@ -56,6 +59,16 @@ class PeerRecord:
     def peer_id(self) -> PeerId:
         """Whom the record speaks of. Raises ProtocolError for bytes that are no peer id."""
         return PeerId(self.peer)
+
+
+def claimed(epsilon: float | None) -> int:
+    """A peer's own epsilon, at delta 1e-6, as its record says it: thousandths, rounded up, 1 at least.
+
+    0 says that it promises nothing (None, or infinite).
+    """
+    if epsilon is None or not epsilon < (2**32 - 1) / 1000:
+        return 0
+    return max(1, math.ceil(epsilon * 1000))
 
 
 def key_text(run_id: bytes) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dht.errors import StorageError
 from dht.identity import PeerId
+from peer.dp import CLAIM_DELTA, Account
 from peer.history import certify, open_chain
 from peer.manifest import Manifest
 from peer.modelcard import RunFacts
@@ -31,7 +33,13 @@ def newest(data_dir: Path, manifest: Manifest) -> tuple[CanonicalState, RunFacts
         raise StorageError(f"{folder} holds no certified state of run {manifest.run.name}", remedy=remedy)
     chain = open_chain(stored.frames, manifest.run_id, manifest.founder)
     tokens = {str(PeerId(peer)): share.tokens for peer, share in chain.tally.shares.items()}
-    return store.load_state(stored), RunFacts(stored.round, stored.root, tokens)
+    return store.load_state(stored), RunFacts(stored.round, stored.root, tokens, epsilon=_epsilon(data_dir))
+
+
+def _epsilon(data_dir: Path) -> float | None:
+    account = Account.load(data_dir)
+    epsilon = None if account.empty else account.epsilon(CLAIM_DELTA)
+    return epsilon if epsilon is not None and math.isfinite(epsilon) else None
 
 
 def schema_of(manifest: Manifest) -> StateSchema:

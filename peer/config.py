@@ -28,14 +28,17 @@ CONFIG_FILE = "peer.toml"
 
 NETWORK = Group("Network", sort_key=1)
 TRAINING = Group("Training", sort_key=2)
-LEDGER = Group("Ledger", sort_key=3)
-OUTPUT = Group("Output", sort_key=4)
+PRIVACY = Group("Privacy", sort_key=3)
+LEDGER = Group("Ledger", sort_key=4)
+OUTPUT = Group("Output", sort_key=5)
 
 
 def _setting(group: Group, text: str, **options: Any) -> Parameter:
     # Flags are switched on, never off, and lists have no "--empty-" twin: negative=() drops both.
     return Parameter(group=group, help=text, negative=(), **options)
 
+
+DP_BOUNDS = {"dp_epsilon": (1e-3, 1e3), "dp_delta": (1e-12, 0.1), "dp_noise": (0.1, 1e3), "dp_clip": (1e-6, 1e6)}
 
 DEFAULT_RUN = Path("run.toml")
 DEFAULT_DATA_DIR = Path(user_data_dir("murmuration"))
@@ -44,6 +47,7 @@ DEFAULT_DATA_DIR = Path(user_data_dir("murmuration"))
 
 _network = partial(_setting, NETWORK)
 _training = partial(_setting, TRAINING)
+_privacy = partial(_setting, PRIVACY)
 _ledger = partial(_setting, LEDGER)
 _output = partial(_setting, OUTPUT)
 
@@ -113,6 +117,19 @@ class PeerConfig:
         int, _training("Leave after the run's round of this number is certified. 0 stays until stopped.")
     ] = 0
 
+    dp: Annotated[
+        bool,
+        _privacy(
+            "Record-level differential privacy: clip the gradient of every training sequence and add noise (DP-SGD)."
+        ),
+    ] = False
+    dp_epsilon: Annotated[float, _privacy("Budget of --dp: training stops for good before epsilon exceeds this.")] = 8.0
+    dp_delta: Annotated[float, _privacy("Delta of --dp; must be below 1 / number of training sequences.")] = 1e-6
+    dp_noise: Annotated[
+        float, _privacy("Noise of --dp: its standard deviation over the clip. More noise, more steps per epsilon.")
+    ] = 1.0
+    dp_clip: Annotated[float, _privacy("Norm that --dp clips the gradient of one training sequence to.")] = 1.0
+
     ledger: Annotated[
         Path | None, _ledger("Where the run's contracts are: devnet.json or another deployment file. None: no anchor.")
     ] = None
@@ -139,6 +156,8 @@ class PeerConfig:
         _check(1 <= self.bandwidth <= MAX_CAPACITY, f"bandwidth must be a number of Mbit/s from 1 to {MAX_CAPACITY}")
         _check(0 <= self.direct_port < 65536, "direct-port must be a port number, or 0 for any free one")
         _check(0 <= self.metrics_port < 65536, "metrics-port must be a port number, or 0 for none")
+        for name, (low, high) in DP_BOUNDS.items():
+            _check(low <= getattr(self, name) <= high, f"{name.replace('_', '-')} must be from {low:g} to {high:g}")
         _check(0 <= self.seed < 2**63, "seed must be a number from 0 to 2^63 - 1")
         for address in (*self.listen, *self.announce):
             addresses.parse(address, peer=False)

@@ -9,14 +9,14 @@
           state_bytes)
     batch(sequences, sequence_length, micro, accumulation, tokens_per_second, steps, local_steps)
     out_of_memory(before, micro)              skipped(loss, norm, in_a_row)   sat_out(round, reason)
-    warning(text)
+    warning(text)                             privacy(epsilon, delta, budget)
     recovery(round, members, missing)         rolled_back(fork, left, round, root)
     checkpoint(epoch, last_round, root,       checkpoint_rolled_back(epoch, fork_nonce)
                tally, active_epoch)
 
 `seconds` is {"train", "aggregate", "wait"}; `survivors` and `members` are lists of peer ids; `tokens` counts from the
-start of the process, bytes and seconds from the round before. Reporters never
-raise for a field that is missing: a report must not end a round.
+start of the process, bytes and seconds from the round before. Reporters never raise for a field that is missing: a
+report must not end a round.
 """
 
 from __future__ import annotations
@@ -143,6 +143,8 @@ def describe(name: str, fields: Mapping[str, object], last_loss: float | None = 
         case "caught_up":
             size, donors = megabytes(get("bytes")), count(get("donors"))
             return f"caught up to round {get('round')} · {size} from {donors} donors · root {short(get('root'))}"
+        case "privacy":
+            return f"privacy of this peer's records: {describe_privacy(fields)}"
         case "recovery":
             gone = count(get("missing"))
             return f"round {get('round')} · recovery branch: {count(get('members'))} go on without {gone} that are gone"
@@ -193,6 +195,13 @@ def describe_loss(loss: object, last: float | None = None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" + (f" ({value - last:+.3f})" if last is not None else "")
+
+
+def describe_privacy(fields: Mapping[str, object]) -> str:
+    """What was spent: `epsilon 1.234 of 8 (delta 1e-06)`; infinite where no promise is left."""
+    get = fields.get
+    epsilon = number(get("epsilon"), math.inf)
+    return f"epsilon {epsilon:.3f} of {number(get('budget'), 0.0):g} (delta {number(get('delta'), 0.0):g})"
 
 
 def plain(value: object) -> Any:

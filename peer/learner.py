@@ -44,6 +44,7 @@ from peer.data import TokenData
 from peer.health import Health
 from peer.history import ChainFrames
 from peer.manifest import Manifest
+from peer.noise import NoisePlan, NoisyEncoder
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
 from peer.rollback import bring_again, part_in, pinned_rounds, state_round
@@ -100,6 +101,8 @@ class Learner:
         self._layout: Layout = params.layout
         outer = manifest.outer
         self._outer = OuterStep(outer.learning_rate, outer.momentum, outer.nesterov, outer.momentum_rounds)
+        self.claim: Callable[[], float | None] = lambda: trainer.claim  # epsilon, as the peer announces it
+        self._noise = NoisePlan.of(manifest, self._layout, trainer.notes.append)
         self._residual: Vector = np.zeros(self._layout.parameters, np.float32)
         self._folded = False  # whether the residual holds the model's local progress already
         self._tokens = 0  # behind the residual
@@ -237,13 +240,18 @@ class Learner:
             squared_norm=self._statistics.squared_norm * weight * weight / unit,
             lost_norm=self._lost_norm / unit,
         )
+        if self._noise is not None:
+            statistics, weight = self._noise.hide(statistics, update, weight, len(cohort.peers), unit)
         self._trailer = pack(statistics)
         roster = cohort.roster
         sent = self._make_sent(roster.round, roster.round_sid, roster.largest, weight, os.urandom(16), update)
+        if isinstance(sent.encoder, NoisyEncoder):
+            sent.encoder.members = len(cohort.peers)
         self._sent = replace(sent, idle=idle)
 
     def _make_sent(self, round_: int, sid: bytes, members: int, weight: float, dither: bytes, update: Vector) -> _Sent:
-        encoder = Encoder(self._layout, members, self.state.scales.copy(), _signs(sid))
+        given = self._layout, members, self.state.scales.copy(), _signs(sid)
+        encoder = Encoder(*given) if self._noise is None else NoisyEncoder(*given, self._noise, update)
         return _Sent(round_, sid, members, update, encoder, dither, weight)
 
     def encode(self, cohort: Cohort, chunk: int) -> RingArray:
@@ -353,7 +361,7 @@ class Learner:
 
     def _next_scales(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> Vector:
         totals = self._totals(prepared)
-        if totals is None:
+        if totals is None or self._noise is not None:
             return self.state.scales.copy()
         return next_scales(
             self._layout, prepared.members, self.state.scales, energies, prepared.survivors, totals.mean_squared_norm

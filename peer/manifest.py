@@ -22,6 +22,7 @@ from averaging.roster import largest_cohort
 from dht.errors import ConfigError, ProtocolError
 from dht.identity import PeerId
 from dht.wire import digest
+from peer.noise import noise_clip
 from peer.sections import (
     Admission,
     Codec,
@@ -81,6 +82,11 @@ class Manifest:
         _check_model(self)
         _check_ledger(self.ledger)
         _check_step(self.train.tokens_per_step, self.data.sequence_length)
+        if self.privacy.noise_multiplier and (self.codec.ring_bits, self.codec.pack) != (32, 1):
+            raise ConfigError(
+                f"privacy.noise_multiplier = {self.privacy.noise_multiplier:g} needs the 32-bit ring, unpacked",
+                remedy="set codec.ring_bits = 32 and codec.pack = 1, or privacy.noise_multiplier = 0",
+            )
         if self.cohort.minimum > self.cohort.target:
             raise ConfigError(f"cohort.minimum = {self.cohort.minimum} is over cohort.target = {self.cohort.target}")
         if self.run.genesis_peers < self.cohort.minimum:
@@ -145,7 +151,10 @@ class Manifest:
 
         AdamW moves an element by about the learning rate per step, so local steps move it by at most their sum;
         four times that keeps the tails of the rotated, roughly normal block. Muon's matrices move by a fifth of it.
+        Under noise it is the clip of every round.
         """
+        if self.privacy.noise_multiplier:
+            return noise_clip(self)
         steps, warmup = self.train.local_steps, max(1, self.train.warmup)
         risen = sum(min(1.0, (step + 1) / warmup) for step in range(min(steps, warmup))) + max(0, steps - warmup)
         moved = self.train.learning_rate * risen

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from peer.dp import CLAIM_DELTA
 from peer.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What only the peer that exports knows. `tokens` maps peer id (base58) to tokens tallied, in the run so far."""
+    """What only the peer that exports knows. `tokens` maps peer id (base58) to tokens tallied, in the run so far.
+
+    `epsilon` is what this peer's own records lost at `peer.dp.CLAIM_DELTA`, where it trained with `--dp` alone.
+    """
 
     round: int
     root: bytes
     tokens: Mapping[str, int] = field(default_factory=dict)
     heldout_loss: float | None = None
+    epsilon: float | None = None
 
 
 def model_card(manifest: Manifest, facts: RunFacts, parameters: int) -> ModelCard:
@@ -37,6 +42,10 @@ def model_card(manifest: Manifest, facts: RunFacts, parameters: int) -> ModelCar
 
 def _body(manifest: Manifest, facts: RunFacts, parameters: int) -> str:
     loss = "" if facts.heldout_loss is None else f"| Held-out loss | {facts.heldout_loss:.4f} nats per token |\n"
+    if facts.epsilon is not None:
+        loss += (
+            f"| Privacy, as this peer claims of its own data | epsilon {facts.epsilon:.3f}, delta {CLAIM_DELTA:g} |\n"
+        )
     train, outer = manifest.train, manifest.outer
     origin = manifest.model.hub or manifest.model.path or f"a new {manifest.model.config['model_type']}"
     rows = "".join(f"| `{peer}` | {count:,} |\n" for peer, count in sorted(facts.tokens.items()))

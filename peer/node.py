@@ -31,6 +31,7 @@ from dht.errors import (
 from dht.host import Host, Relay
 from dht.identity import Identity, PeerId
 from dht.link import RefusedError
+from dht.records import claimed
 from peer.anchor import FRAMES, Anchor
 from peer.batching import fit, step_sequences
 from peer.catch_up import Donor
@@ -45,6 +46,7 @@ from peer.manifest import Manifest
 from peer.memory import gauge
 from peer.model import build_model, check_fit
 from peer.precision import Precision
+from peer.private_trainer import private_trainer, unprotected
 from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
@@ -103,6 +105,9 @@ def _make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, Toke
     check_fit(model, tokenizer, manifest)
     precision = None if config.precision == "auto" else config.precision
     sequences = step_sequences(manifest, config.batch_size)
+    if config.dp:
+        return private_trainer(config, manifest, model, data, sequences), heldout
+    unprotected(config.data_dir, data)
     batches = TokenBatches(data, sequences, config.seed)
     trainer = Trainer(model, batches, manifest, config.device, precision, config.threads or None)
     if shortage := data.shortage(sequences):
@@ -337,7 +342,7 @@ class Node:
     def _head(self) -> Head:
         chain, speed = self._participant.chain, round(self._learner.tokens_per_second)
         place = (0, bytes(32)) if chain is None else (chain.head.round, chain.beacon)
-        return Head(*place, throughput=speed)
+        return Head(*place, throughput=speed, epsilon=claimed(self._learner.claim()))
 
     def _round_of(self, root: bytes) -> int | None:
         """The round on disk whose state has this root, for donors."""

@@ -212,6 +212,16 @@ class Privacy:
         default="masked",
         choices=("masked",),
     )
+    noise_multiplier: float = key(
+        "EXPERIMENT. z > 0: discrete Gaussian noise of deviation z * clip_norm is in every cohort's sum, each member "
+        "adding its share; needs codec.ring_bits = 32. 0: none. docs/privacy.md says what that costs.",
+        default=0.0,
+        low=0.0,
+        high=1e3,
+    )
+    clip_norm: float = key(
+        "Norm that each peer's whole update is clipped to where there is such noise.", default=1.0, low=1e-6, high=1e6
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dht.errors import ConfigError, StorageError
-from peer.events import count, describe_loss, items, megabytes, number, plain, short
+from peer.events import count, describe_loss, describe_privacy, items, megabytes, number, plain, short
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -58,6 +58,7 @@ class Snapshot:
     blamed: int = 0
     recoveries: int = 0
     rollbacks: int = 0
+    privacy: Mapping[str, float] | None = None
 
     def apply(self, name: str, fields: Mapping[str, object], now: float) -> Snapshot:
         """The snapshot after an event at Unix time `now`. Pure; an unknown event only moves `updated`."""
@@ -94,6 +95,8 @@ class Snapshot:
             case "rolled_back":
                 root = str(plain(get("root")))
                 return replace(after, rollbacks=self.rollbacks + 1, round=count(get("round")), root=root)
+            case "privacy":
+                return replace(after, privacy=_privacy(fields))
             case "refused":
                 return replace(after, refused=self.refused + 1)
             case "blamed":
@@ -135,6 +138,13 @@ class Snapshot:
             seconds=seconds,
             state_bytes=count(get("state_bytes")) or self.state_bytes,
         )
+
+
+def _privacy(given: object) -> Mapping[str, float] | None:
+    """Epsilon, delta and budget as they were reported; numbers alone, whatever else an event says."""
+    if not isinstance(given, Mapping):
+        return None
+    return {name: number(given.get(name), 0.0) for name in ("epsilon", "delta", "budget")}
 
 
 class StatusReporter:
@@ -221,6 +231,7 @@ def describe(snapshot: Snapshot, *, alive: bool, now: float) -> str:
         *([("branches", branches)] if snapshot.recoveries or snapshot.rollbacks else []),
         ("loss", describe_loss(losses[-1] if losses else None, before)),
         ("traffic", f"up {megabytes(snapshot.bytes_up)} · down {megabytes(snapshot.bytes_down)}"),
+        *([("privacy", describe_privacy(snapshot.privacy))] if snapshot.privacy else []),
         ("time", seconds),
         ("root", snapshot.root or "–"),
         *(("address", address) for address in snapshot.addresses),
@@ -248,6 +259,7 @@ def metrics(snapshot: Snapshot) -> Iterator[Metric]:
         "tokens_per_second": ("Speed of local training, a moving average over rounds", snapshot.tokens_per_second),
         "micro_batch": ("Sequences that go through the model at a time", snapshot.micro_batch or None),
         "state_bytes": ("Size of the canonical state", snapshot.state_bytes),
+        "epsilon": ("Privacy that the records of this peer lost so far", (snapshot.privacy or {}).get("epsilon")),
         "last_event_timestamp_seconds": ("When the peer last reported anything", snapshot.updated),
     }
     for name, (text, value) in gauges.items():

@@ -90,6 +90,7 @@ class Trainer:
         self.model.train()
         self.vector = ParameterVector(self.model)
         self.batches = batches
+        self.claim: float | None = None  # epsilon at `peer.dp.CLAIM_DELTA`, where there is a promise
         self.step = 0  # inner steps since this peer joined, or since `start_over`; drives the warm-up
         self.rounds = 0.0  # how far the run is; drives the decay
         self.micro = 0  # sequences that go through the model at a time; 0: a whole batch

@@ -33,7 +33,7 @@ StartHost = Callable[..., Awaitable[Host]]
 def record_of(identity: Identity, seconds: int = 500, **changes: Any) -> PeerRecord:
     now = int(CLOCK.wall())
     addresses = (f"/ip4/203.0.113.1/tcp/1/p2p/{identity.peer_id}",)
-    record = PeerRecord(RUN, bytes(identity.peer_id), addresses, 1, bytes(32), 0, 0, now, now + seconds)
+    record = PeerRecord(RUN, bytes(identity.peer_id), addresses, 1, bytes(32), 0, 0, 0, now, now + seconds)
     return replace(record, **changes)
 
 

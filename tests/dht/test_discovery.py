@@ -130,7 +130,7 @@ def test_the_validator_survives_any_bytes() -> None:
 
     clock, identity = SystemClock(), Identity.generate()
     now = int(clock.wall())
-    record = PeerRecord(RUN, bytes(identity.peer_id), (), 0, bytes(32), 0, 0, now, now + 60)
+    record = PeerRecord(RUN, bytes(identity.peer_id), (), 0, bytes(32), 0, 0, 0, now, now + 60)
     key = DHTID.generate(source=key_text(RUN)).to_bytes()
     good = DHTRecord(
         key,

@@ -28,6 +28,7 @@ RECORD = PeerRecord(
     head_hash=bytes(32),
     capacity=10**6,
     throughput=5000,
+    epsilon=1234,
     issued=1_800_000_000,
     expires=1_800_000_100,
 )

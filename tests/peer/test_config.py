@@ -53,6 +53,7 @@ def test_every_field_is_a_flag_a_variable_and_a_key(name: str) -> None:
         "path": ("/tmp/f", '"/tmp/f"', Path("/tmp/f")),
     }
     special = {"device": "cpu", "precision": "fp32", "log_format": "json", "metrics_port": "7"}
+    special |= {"dp_delta": "0.05"}
     default = getattr(PeerConfig(), name)
     kind = (
         "path"
@@ -62,6 +63,8 @@ def test_every_field_is_a_flag_a_variable_and_a_key(name: str) -> None:
     flag_text, toml_text, value = values[kind]
     if name in special and kind == "str":
         flag_text, toml_text, value = special[name], f'"{special[name]}"', special[name]
+    elif name in special and kind == "float":
+        flag_text, toml_text, value = special[name], special[name], float(special[name])
     flag = "--" + name.replace("_", "-")
     by_flag = parsed(flag) if kind == "bool" else parsed(flag, flag_text)
     by_variable = parsed(environ={PREFIX + name.upper(): flag_text})
