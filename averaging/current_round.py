@@ -51,10 +51,11 @@ class CurrentRound:
         capacity: int = DEFAULT_CAPACITY,
         expected: Collection[PeerId] = (),
         accused: Iterable[PeerId] = (),
+        domain: int = 0,
     ) -> None:
         """`expected`: who was in the last roster, and will probably be in this one."""
         self._expected = {*expected, *chain.tip.expected}
-        self._capacity = capacity
+        self._capacity, self._domain = capacity, domain
         self.params, self.number = params, chain.head.round + 1
         self._identity, self._guard, self._urandom, self._chain = identity, guard, urandom, chain
         self.committee = chain.committee()
@@ -120,6 +121,7 @@ class CurrentRound:
             self._expected,
             self._capacity,
             accused=self._accused,
+            domain=self._domain,
         )
         self.convening.newcomers, self.convening.nonce = set(newcomers), self.nonce
         return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])

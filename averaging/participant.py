@@ -85,6 +85,8 @@ class Participant(Holdings):
         self.previous: Attempt | None = None
         self.capacity = DEFAULT_CAPACITY
         """What I declare of my connection, relative to the others'; 0 if nobody can dial me."""
+        self.domain = 0
+        """The kind of data that I train on, by its place in the manifest, from 1; 0 for none."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -442,7 +444,15 @@ class Participant(Holdings):
         # Who was in the last roster is waited for, and need not knock.
         self._knocks.rest(2 * self.params.deadlines.join / KNOCK_SECONDS if expected else 0)
         self.current = CurrentRound(
-            self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity, expected, accused
+            self.params,
+            self._identity,
+            self._guard,
+            self._urandom,
+            self.chain,
+            self.capacity,
+            expected,
+            accused,
+            self.domain,
         )
         self.current.nonce = self._nonce
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}

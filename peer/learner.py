@@ -33,6 +33,7 @@ from averaging.plausible import check_norm, check_range, check_totals
 from averaging.record import Record
 from averaging.scales import UNKNOWN, levels
 from averaging.trailer import Statistics, Totals, pack, unpack
+from averaging.weights import as_float, next_ratios, told
 from dht import merkle
 from dht.errors import StorageError
 from dht.identity import PeerId
@@ -47,6 +48,7 @@ from peer.manifest import Manifest
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
 from peer.rollback import bring_again, part_in, pinned_rounds, state_round
+from peer.run_params import weighing
 from peer.state import CanonicalState
 from peer.store import LocalState, StateStore
 from peer.trainer import Trainer, TrainerState
@@ -99,6 +101,7 @@ class Learner:
         self._me, self._trainer, self._heldout, self._transport = me, trainer, heldout, transport
         self._layout: Layout = params.layout
         outer = manifest.outer
+        self._weighing = weighing(manifest)
         self._outer = OuterStep(outer.learning_rate, outer.momentum, outer.nesterov, outer.momentum_rounds)
         self._residual: Vector = np.zeros(self._layout.parameters, np.float32)
         self._folded = False  # whether the residual holds the model's local progress already
@@ -227,7 +230,8 @@ class Learner:
     async def prepare(self, cohort: Cohort) -> None:
         """Fix scales, signs, dither and weight of this cohort's upload."""
         assert cohort.tokens is not None
-        weight = cohort.tokens / self.params.weight_cap
+        domains, mine = cohort.roster.domains, cohort.peers.index(self._me)
+        weight = as_float(self._weighing.weight(cohort.tokens, domains[mine], self.state.domains))
         idle = self._health.idle
         update = np.zeros_like(self._residual) if idle else self._residual
         unit = reference(self.state.scales)
@@ -236,8 +240,9 @@ class Learner:
             tokens=cohort.tokens,
             squared_norm=self._statistics.squared_norm * weight * weight / unit,
             lost_norm=self._lost_norm / unit,
+            domain=told(domains, mine, self.manifest.weights.least),
         )
-        self._trailer = pack(statistics)
+        self._trailer = pack(statistics, self._layout.domains)
         roster = cohort.roster
         sent = self._make_sent(roster.round, roster.round_sid, roster.largest, weight, os.urandom(16), update)
         self._sent = replace(sent, idle=idle)
@@ -295,16 +300,15 @@ class Learner:
             b"",
             aggregate.sid,
             aggregate.members,
-            len(aggregate.survivors),
             aggregate.tokens,
+            aggregate.domains,
             aggregate.lost,
             aggregate.sums,
         )
         energies = self._energies(prepared)
         self._check_plausible(prepared, energies)
-        root = self.state.root_after(
-            self._gradient(prepared), self._outer.at(prepared.round), self._next_scales(prepared, energies)
-        )
+        outer, sections = self._outer.at(prepared.round), self._next_sections(prepared, energies)
+        root = self.state.root_after(self._gradient(prepared), outer, *sections)
         self._prepared = prepared.leading_to(root)
         self._prepared.save(self._prepared_path)
         totals = self._totals(prepared)
@@ -322,7 +326,7 @@ class Learner:
     def _gradient(self, prepared: Prepared) -> Iterator[Vector]:
         """The mean pseudo-gradient, chunk by chunk: the weighted mean of the survivors' updates."""
         decoder = self._decoder(prepared)
-        weight_sum = prepared.tokens / self.params.weight_cap
+        weight_sum = self._weighing.total(prepared.tokens, prepared.domains, self.state.domains)
         for chunk in range(self._layout.chunks):
             if chunk in prepared.lost:
                 yield np.zeros(self._layout.coordinates(chunk), np.float32)
@@ -348,16 +352,18 @@ class Learner:
         check_range(data, top, prepared.survivors)
         totals = self._totals(prepared)
         if totals is not None:
-            check_totals(totals, prepared.tokens)
+            check_totals(totals, sum(prepared.tokens))
             check_norm(energies, self.state.scales, top, totals)
 
-    def _next_scales(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> Vector:
+    def _next_sections(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> tuple[Vector, Vector]:
+        """The next state's clips, and its data domains' ratios."""
         totals = self._totals(prepared)
         if totals is None:
-            return self.state.scales.copy()
-        return next_scales(
+            return self.state.scales.copy(), self.state.domains.copy()
+        scales = next_scales(
             self._layout, prepared.members, self.state.scales, energies, prepared.survivors, totals.mean_squared_norm
         )
+        return scales, next_ratios(self.state.domains, totals)
 
     # --- adopting a state ---------------------------------------------------------------------------------------
 
@@ -371,11 +377,8 @@ class Learner:
     def _advance(self, prepared: Prepared, record: Record, chain: Chain) -> None:
         self._fold()
         self._take_out(chain)
-        root = self.state.advance(
-            self._gradient(prepared),
-            self._outer.at(prepared.round),
-            self._next_scales(prepared, self._energies(prepared)),
-        )
+        sections = self._next_sections(prepared, self._energies(prepared))
+        root = self.state.advance(self._gradient(prepared), self._outer.at(prepared.round), *sections)
         if root != record.state_root:
             raise StorageError(
                 f"round {record.round} led to another state here than certified", remedy="check this machine's memory"

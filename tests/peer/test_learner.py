@@ -14,6 +14,7 @@ import pytest
 
 from dht.errors import StorageError
 from peer.history import certify
+from peer.manifest import Weights
 from peer.trainer import TrainResult
 from tests.peer.learner_oracle import (
     check_state,
@@ -31,6 +32,7 @@ from tests.peer.swarm_in_process import (
     Swarm,
     founded,
     grow,
+    tiny_manifest,
     until,
 )
 
@@ -169,15 +171,21 @@ async def test_without_the_trailer_scales_stay(tmp_path: Path):
     assert not np.array_equal(table.learners[0].state.scales, before)
 
 
-async def test_weights_are_tokens(tmp_path: Path):
-    table = Table(tmp_path)
+@pytest.mark.parametrize(("by", "weights"), [("tokens", [4, 8, 2]), ("root", [32**0.5, 8, 4]), ("equal", [8, 8, 8])])
+async def test_weights_follow_from_tokens_as_the_manifest_says(tmp_path: Path, by: str, weights: list[float]):
+    table = Table(tmp_path, manifest=tiny_manifest(3).replace(weights=Weights(by=by, floor=0.25)))
     for learner in table.learners:
         await learner.train(1)
     before = frozen(table.learners[0].state)
     updates = [learner._residual.copy() for learner in table.learners]
-    tokens = [TOKENS, 2 * TOKENS, TOKENS // 4]
-    await table.round(tokens=tokens)
-    mean = sum(u * t for u, t in zip(updates, tokens, strict=True)) / sum(tokens)
+    tokens = [
+        TOKENS,
+        2 * TOKENS,
+        TOKENS // 2 if by != "tokens" else TOKENS // 4,
+    ]  # an eighth of the cap is under the floor
+    record = await table.round(tokens=tokens)
+    assert sorted(survivor.tokens for survivor in record.survivors) == sorted(tokens)  # the tally has tokens
+    mean = sum(u * w for u, w in zip(updates, weights, strict=True)) / sum(weights)
     moved = before.parameters - table.learners[0].state.parameters
     np.testing.assert_allclose(moved, mean, atol=float(before.scales[0]) / 1000)
     plain = sum(updates) / 3
