@@ -51,11 +51,10 @@ class CurrentRound:
         capacity: int = DEFAULT_CAPACITY,
         expected: Collection[PeerId] = (),
         accused: Iterable[PeerId] = (),
-        domain: int = 0,
     ) -> None:
         """`expected`: who was in the last roster, and will probably be in this one."""
         self._expected = {*expected, *chain.tip.expected}
-        self._capacity, self._domain = capacity, domain
+        self._capacity = capacity
         self.params, self.number = params, chain.head.round + 1
         self._identity, self._guard, self._urandom, self._chain = identity, guard, urandom, chain
         self.committee = chain.committee()
@@ -65,6 +64,7 @@ class CurrentRound:
         self.aggregate: Aggregate | None = None
         self.outcome: tuple[Record, Certificate] | None = None
         self.nonce = b""
+        self.domain = 0
         self._tokens: int | None = None
         self._gone: set[PeerId] = set()
         self._attested = Attestations(chain.head, chain.tally, self.committee)
@@ -121,7 +121,7 @@ class CurrentRound:
             self._expected,
             self._capacity,
             accused=self._accused,
-            domain=self._domain,
+            domain=self.domain,
         )
         self.convening.newcomers, self.convening.nonce = set(newcomers), self.nonce
         return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])
