@@ -177,7 +177,8 @@ class Peer:
         self.id = self.identity.peer_id
         self.guard = SqliteGuard(folder / "guard.sqlite")
         self.port = network.port(self.id)
-        config = PeerConfig(data_dir=folder, threads=1)
+        kinds = ("", *manifest.weights.domains)
+        config = PeerConfig(data_dir=folder, threads=1, domain=kinds[index % len(kinds)])
         self.node: Node = _assemble(
             config,
             manifest,
