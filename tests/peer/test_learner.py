@@ -14,7 +14,6 @@ import pytest
 
 from dht.errors import StorageError
 from peer.history import certify
-from peer.manifest import Weights
 from peer.trainer import TrainResult
 from tests.peer.learner_oracle import (
     check_state,
@@ -32,7 +31,6 @@ from tests.peer.swarm_in_process import (
     Swarm,
     founded,
     grow,
-    tiny_manifest,
     until,
 )
 
@@ -169,24 +167,6 @@ async def test_without_the_trailer_scales_stay(tmp_path: Path):
     assert np.array_equal(table.learners[0].state.scales, before)
     await table.round()
     assert not np.array_equal(table.learners[0].state.scales, before)
-
-
-@pytest.mark.parametrize(("by", "weights"), [("tokens", [4, 8, 2]), ("root", [32**0.5, 8, 4]), ("equal", [8, 8, 8])])
-async def test_weights_follow_from_tokens_as_the_manifest_says(tmp_path: Path, by: str, weights: list[float]):
-    table = Table(tmp_path, manifest=tiny_manifest(3).replace(weights=Weights(by=by, floor=0.25)))
-    for learner in table.learners:
-        await learner.train(1)
-    before = frozen(table.learners[0].state)
-    updates = [learner._residual.copy() for learner in table.learners]
-    little = TOKENS // 4 if by == "tokens" else TOKENS // 2
-    tokens = [TOKENS, 2 * TOKENS, little]
-    record = await table.round(tokens=tokens)
-    assert sorted(survivor.tokens for survivor in record.survivors) == sorted(tokens)  # the tally has tokens
-    mean = sum(u * w for u, w in zip(updates, weights, strict=True)) / sum(weights)
-    moved = before.parameters - table.learners[0].state.parameters
-    np.testing.assert_allclose(moved, mean, atol=float(before.scales[0]) / 1000)
-    if by != "equal":  # an unweighted mean would be far off
-        assert np.abs(moved - sum(updates) / 3).max() > 20 * np.abs(moved - mean).max()
 
 
 async def test_clipped_progress_is_not_lost(tmp_path: Path):

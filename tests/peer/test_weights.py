@@ -19,7 +19,7 @@ from peer.learner import Learner
 from peer.manifest import Outer, Weights
 from peer.prepared import Prepared
 from tests.peer.learner_oracle import frozen
-from tests.peer.learner_table import Table, fetch
+from tests.peer.learner_table import TOKENS, Table, fetch
 from tests.peer.swarm_in_process import BATCH, SEQUENCE, Swarm, tiny_manifest
 
 _SOURCE = random.Random(5)
@@ -49,6 +49,24 @@ def table_of(folder: Path, texts: Sequence[bytes], weights: Weights, steps: Sequ
 
 def losses(learner: Learner, *texts: bytes) -> list[float]:
     return [learner._trainer.evaluate(text(data).evaluation(16, 64)) for data in texts]
+
+
+@pytest.mark.parametrize(("by", "weights"), [("tokens", [4, 8, 2]), ("root", [32**0.5, 8, 4]), ("equal", [8, 8, 8])])
+async def test_weights_follow_from_tokens_as_the_manifest_says(tmp_path: Path, by: str, weights: list[float]):
+    table = Table(tmp_path, manifest=tiny_manifest(3).replace(weights=Weights(by=by, floor=0.25)))
+    for learner in table.learners:
+        await learner.train(1)
+    before = frozen(table.learners[0].state)
+    updates = [learner._residual.copy() for learner in table.learners]
+    little = TOKENS // 4 if by == "tokens" else TOKENS // 2
+    tokens = [TOKENS, 2 * TOKENS, little]
+    record = await table.round(tokens=tokens)
+    assert sorted(survivor.tokens for survivor in record.survivors) == sorted(tokens)  # the tally has tokens
+    mean = sum(u * w for u, w in zip(updates, weights, strict=True)) / sum(weights)
+    moved = before.parameters - table.learners[0].state.parameters
+    np.testing.assert_allclose(moved, mean, atol=float(before.scales[0]) / 1000)
+    if by != "equal":  # an unweighted mean would be far off
+        assert np.abs(moved - sum(updates) / 3).max() > 20 * np.abs(moved - mean).max()
 
 
 async def test_a_slow_peer_with_data_of_its_own_is_not_drowned(tmp_path: Path):
