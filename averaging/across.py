@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 
 from averaging.actions import Note, Send, SetTimer, TimerKey
-from averaging.aggregate import Aggregate, result_of, survivors_of
+from averaging.aggregate import Aggregate, domains_of, result_of, survivors_of
 from averaging.bulk import BulkKind, Chunk
 from averaging.chain import Tip
 from averaging.cohort import Cohort
@@ -203,6 +203,7 @@ class Across(Coordinating):
             self.totals.lost,
             self.totals.root(),
             tuple(self.totals.sums()),
+            domains_of(roster, self.results),
         )
 
     # --- parts and totals ---------------------------------------------------------------------------------------

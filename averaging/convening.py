@@ -54,14 +54,15 @@ class Convening:
         expected: Collection[PeerId] = (),
         capacity: int = DEFAULT_CAPACITY,
         accused: Iterable[PeerId] = (),
+        domain: int = 0,
     ) -> None:
         """`gone`: peers that cannot be reached; nobody waits for them. `expected`: who was in the last sum, and is
         waited for besides the committee. `capacity` is what I declare of my connection (see `Join`). `accused`: proven
-        liars, who are left out.
+        liars, who are left out. `domain`: the kind of data that I train on.
         """
         self.params, self.round, self.head, self.committee = params, round_, head, committee
         self._identity, self._guard, self._urandom = identity, guard, urandom
-        self._expected, self._capacity = {*committee, *expected}, capacity
+        self._expected, self._capacity, self._domain = {*committee, *expected}, capacity, domain
         self.attempt = -1
         self.secrets: MemberSecrets | None = None
         self.roster: CheckedRoster | None = None
@@ -116,6 +117,7 @@ class Convening:
             tokens,
             self._capacity,
             missing,
+            self._domain,
         )
         self._join = self._seal(join)
         # Longer and longer, until all are in one attempt at the same time.
@@ -193,6 +195,9 @@ class Convening:
             return [Send(sender, self._closed(FOLLOWS if self._follows else MOVED))]
         if join.attempt > self.attempt + _MAX_AHEAD:
             raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a Join for attempt {join.attempt}")
+        if join.domain > self.params.layout.domains:
+            # All members would refuse a roster with it.
+            raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a Join with data domain {join.domain}")
         check_join(envelope, self.params.run, self.round, join.attempt, self.head)
         if sender in self.committee:
             self._at[sender] = join.attempt

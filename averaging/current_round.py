@@ -64,6 +64,7 @@ class CurrentRound:
         self.aggregate: Aggregate | None = None
         self.outcome: tuple[Record, Certificate] | None = None
         self.nonce = b""
+        self.domain = 0
         self._tokens: int | None = None
         self._gone: set[PeerId] = set()
         self._attested = Attestations(chain.head, chain.tally, self.committee)
@@ -120,6 +121,7 @@ class CurrentRound:
             self._expected,
             self._capacity,
             accused=self._accused,
+            domain=self.domain,
         )
         self.convening.newcomers, self.convening.nonce = set(newcomers), self.nonce
         return self._track([Train(self.number), *self.convening.begin(0, self.params.weight_cap)])

@@ -45,6 +45,8 @@ def check_result(result: Result, roster: CheckedRoster) -> None:
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, f"a result with fewer than {least} survivors or reducers")
     if len(result.tokens) != len(survivors) or not all(result.tokens):
         raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a result with another number of weights than survivors")
+    if result.domains and (len(result.domains) != len(survivors) or not any(result.domains)):
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a result with another number of data domains than survivors")
 
 
 def check_inclusion(inclusion: Inclusion, roster: CheckedRoster, run: bytes) -> None:

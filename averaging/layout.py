@@ -2,8 +2,8 @@
 
 D parameters are padded with zeros to N, a multiple of the Hadamard block (4096), and cut into chunks of
 `chunk_elements` (the last one may be shorter, still a multiple of 4096). One more chunk, the trailer, holds
-eight 32-bit words of public sums (`averaging.trailer`). With `pack` > 1 a 32-bit ring word carries several elements
-(`averaging.packing`).
+eight 32-bit words of public sums, and two more for each of the run's data domains (`averaging.trailer`). With
+`pack` > 1 a 32-bit ring word carries several elements (`averaging.packing`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from averaging.packing import LEAST_PACK, MOST_PACK, packed_words
 
 BLOCK = 4096
 TRAILER_WORDS = 8
+MAX_DOMAINS = 16
 RING_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}
 MAX_MEMBERS = 64
 
@@ -33,13 +34,14 @@ RingArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 class Layout:
     """The chunks of one aggregate: `parameters` elements in Z_2^`ring_bits`, `pack` of them in a word.
 
-    Raises ValueError when malformed.
+    `domains`: kinds of data whose losses the trailer tells apart. Raises ValueError when malformed.
     """
 
     parameters: int
     ring_bits: int
     chunk_elements: int = 65536
     pack: int = 1
+    domains: int = 0
 
     def __post_init__(self) -> None:
         if self.parameters < 1:
@@ -50,6 +52,8 @@ class Layout:
             raise ValueError(f"pack must be 1, or {LEAST_PACK} to {MOST_PACK} in the 32-bit ring, not {self.pack}")
         if self.chunk_elements < BLOCK or self.chunk_elements % BLOCK:
             raise ValueError(f"chunk_elements must be a multiple of {BLOCK}, not {self.chunk_elements}")
+        if not 0 <= self.domains <= MAX_DOMAINS:
+            raise ValueError(f"{self.domains} data domains; at most {MAX_DOMAINS}")
 
     @cached_property
     def elements(self) -> int:
@@ -94,13 +98,14 @@ class Layout:
         return slice(part.start // BLOCK, part.stop // BLOCK)
 
     def words(self, chunk: int) -> int:
-        """Ring words in a chunk; 8 for the trailer."""
-        return TRAILER_WORDS if chunk == self.trailer else packed_words(self.coordinates(chunk), self.pack)
+        """Ring words in a chunk; in the trailer 8, and two for each data domain."""
+        whole = self.coordinates(chunk)
+        return whole if chunk == self.trailer else packed_words(whole, self.pack)
 
     def coordinates(self, chunk: int) -> int:
-        """Elements in a chunk, which are its words unless several are packed into one; 8 for the trailer."""
+        """Elements in a chunk, which are its words unless several are packed into one; the trailer's are its words."""
         if chunk == self.trailer:
-            return TRAILER_WORDS
+            return TRAILER_WORDS + 2 * self.domains
         part = self.slice(chunk)
         return int(part.stop - part.start)
 

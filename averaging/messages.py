@@ -8,11 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from averaging.layout import MAX_DOMAINS
 from averaging.params import COORDINATORS, MAX_COHORTS, MAX_MEMBERS, MAX_PEERS
 from dht.wire import U8, U16, U32, U64, Bytes32, Bytes64, Count, Length, PeerIdBytes, Range, message
 
 Bitmap = Annotated[int, Range(0, 2**MAX_MEMBERS - 1)]
 """Bit i stands for the member with index i of the cohort."""
+
+Domain = Annotated[int, Range(0, MAX_DOMAINS)]
+"""A kind of data, by its place in the manifest's list, from 1; 0 for none."""
 
 Hashes = Annotated[tuple[Bytes32, ...], Count(0, 16384)]
 
@@ -43,6 +47,7 @@ class Join:
     tokens: U32  # expected to bring
     capacity: U16  # of its connection, relative to the others'; 0: it cannot be dialled and reduces nothing
     missing: Annotated[tuple[PeerIdBytes, ...], Count(0, MAX_MEMBERS)]  # who stalled my last attempt
+    domain: Domain = 0  # what data I train on
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +232,8 @@ RESULT_CAP = 768
 @dataclass(frozen=True, slots=True)
 class Result:
     """What my cohort's aggregation came to: survivors, live reducers, the survivors' tokens in index order, and the
-    Merkle root over the hashes of its `chunks` sums. All empty or zero: it failed.
+    Merkle root over the hashes of its `chunks` sums. All empty or zero: it failed. `domains` are the survivors' by
+    their Joins, empty where nobody has declared one.
     """
 
     sid: Bytes32  # the round's
@@ -237,6 +243,7 @@ class Result:
     tokens: Annotated[tuple[U32, ...], Count(0, MAX_MEMBERS)]
     chunks: U32
     root: Bytes32
+    domains: Annotated[tuple[Domain, ...], Count(0, MAX_MEMBERS)] = ()
 
 
 @message(tag=0x22, cap=560_000)

@@ -83,8 +83,8 @@ class Participant(Holdings):
         self._nonce = urandom(32)
         self.current: CurrentRound | None = None
         self.previous: Attempt | None = None
-        self.capacity = DEFAULT_CAPACITY
-        """What I declare of my connection, relative to the others'; 0 if nobody can dial me."""
+        self.capacity, self.domain = DEFAULT_CAPACITY, 0
+        """What I declare: of my line, relative to others' (0: nobody can dial me), and of my data (0: nothing)."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -444,7 +444,7 @@ class Participant(Holdings):
         self.current = CurrentRound(
             self.params, self._identity, self._guard, self._urandom, self.chain, self.capacity, expected, accused
         )
-        self.current.nonce = self._nonce
+        self.current.nonce, self.current.domain = self._nonce, self.domain
         self._knockers = {peer: seen for peer, seen in self._knockers.items() if seen + _FOLLOWED_ROUNDS >= self.round}
         actions = [*self.current.begin(), *self._join()]
         for sender, envelope, frame in self._mailbox.take(self.round):

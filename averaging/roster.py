@@ -98,6 +98,11 @@ class CheckedRoster:
         return tuple(member.peer for member in self.members)
 
     @cached_property
+    def domains(self) -> tuple[int, ...]:
+        """The data domains that the cohort's members have declared, in index order."""
+        return tuple(member.join.domain for member in self.members)
+
+    @cached_property
     def present(self) -> frozenset[PeerId]:
         """All cohorts' peer ids, to look one up."""
         return frozenset(self.everybody)
@@ -170,6 +175,8 @@ def check_roster(
     cohorts = cut(len(everybody), params.target, params.minimum)
     index = next(k for k, part in enumerate(cohorts) if place in part)
     members = _check_members(seating, tuple(roster.seats[i] for i in cohorts[index]), params.run, roster)
+    if any(member.join.domain > params.layout.domains for member in members):
+        raise ProtocolError(Refusal.OUT_OF_BOUNDS, "a Join with a data domain that this run does not have")
     sid = digest("sid", params.run, round_.to_bytes(8, "big"), roster.attempt.to_bytes(4, "big"), name)
     own = cohort_sid(sid, index, len(cohorts))
     return CheckedRoster(round_, roster.attempt, head, name, own, members, sid, roster.seats, cohorts, index, everybody)

@@ -1,4 +1,4 @@
-"""The trailer: eight 32-bit words of statistics that are summed under the same masks as the update.
+"""The trailer: 32-bit words of statistics that are summed under the same masks as the update.
 
 Each word of one member is below 2^26, so the sum over 64 members never wraps. Fixed point, rounded down:
 
@@ -11,6 +11,10 @@ Each word of one member is below 2^26, so the sum over 64 members never wraps. F
 | 5 | squared norm of what the codec lost, over the reference, at most 15 | 2^-22 |
 | 6 | local steps | 1 |
 | 7 | training loss at the first local step, at most 63 | 2^-20 |
+| 6 + 2d | 1 if the member reports for data domain d = 1, 2, ..., so that the sum counts who does | 1 |
+| 7 + 2d | its training loss in that case, at most 63 | 2^-20 |
+
+A run without data domains has the first eight. Who reports for its domain is in `averaging.weights.reporting`.
 
 The reference is public: `averaging.scales.reference`, the squared norm of an update at the clip everywhere.
 """
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from averaging.layout import TRAILER_WORDS
+from averaging.layout import MAX_DOMAINS, TRAILER_WORDS
 from averaging.params import MAX_PEERS
 
 WORD_BITS = 26
@@ -36,7 +40,10 @@ _NORM_UNIT = 2.0**22
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What one member reports for a round; floats are finite and not negative, large ones saturate."""
+    """What one member reports for a round; floats are finite and not negative, large ones saturate.
+
+    `domain` counts from 1; 0: it reports for none.
+    """
 
     tokens: int
     loss: float
@@ -44,6 +51,7 @@ class Statistics:
     squared_norm: float
     lost_norm: float
     steps: int
+    domain: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class Totals:
 
     `plausible` is False when a sum is outside what honest members can reach: some member's trailer was invalid, the
     sum says nothing, and the means are clamped to their possible range so that no value does harm downstream.
+    `domains`: for each data domain, how many members report for it, and their mean loss (0 if nobody does).
     """
 
     members: int
@@ -62,36 +71,48 @@ class Totals:
     mean_lost_norm: float
     mean_steps: float
     plausible: bool
+    domains: tuple[tuple[int, float], ...] = ()
 
 
-def pack(statistics: Statistics) -> npt.NDArray[np.uint32]:
-    """Eight words. Raises ValueError for a negative or non-finite entry, or tokens from 2^48."""
+def pack(statistics: Statistics, domains: int = 0) -> npt.NDArray[np.uint32]:
+    """Eight words, and two for each of the run's data `domains`.
+
+    Raises ValueError for a negative or non-finite entry, tokens from 2^48, or a domain that the run does not have.
+    """
     tokens, steps = statistics.tokens, statistics.steps
     if not 0 <= tokens < 1 << (2 * _TOKEN_BITS) or steps < 0:
         raise ValueError(f"{tokens} tokens, {steps} steps")
+    if not 0 <= statistics.domain <= domains:
+        raise ValueError(f"data domain {statistics.domain} of {domains}")
+    loss = _fixed(statistics.loss, _LOSS_UNIT)
     words = (
         1,
         tokens & ((1 << _TOKEN_BITS) - 1),
         tokens >> _TOKEN_BITS,
-        _fixed(statistics.loss, _LOSS_UNIT),
+        loss,
         _fixed(statistics.squared_norm, _NORM_UNIT),
         _fixed(statistics.lost_norm, _NORM_UNIT),
         min(steps, _WORD_MAX),
         _fixed(statistics.first_loss, _LOSS_UNIT),
     )
-    return np.array(words, "<u4")
+    by_domain = [word for d in range(1, domains + 1) for word in ((1, loss) if d == statistics.domain else (0, 0))]
+    return np.array((*words, *by_domain), "<u4")
 
 
 def unpack(summed: npt.NDArray[np.integer[Any]], members: int) -> Totals:
-    """Public totals of `members` survivors from the unmasked sum of eight words: uint32 of one cohort, int64 of many.
+    """Public totals of `members` survivors from the unmasked sum of their words: uint32 of one cohort, int64 of many.
     The same floats on every machine.
     """
-    if summed.shape != (TRAILER_WORDS,) or not 1 <= members <= MAX_PEERS:
+    domains, odd = divmod(summed.size - TRAILER_WORDS, 2)
+    if summed.ndim != 1 or odd or not 0 <= domains <= MAX_DOMAINS or not 1 <= members <= MAX_PEERS:
         raise ValueError(f"a trailer of shape {summed.shape} over {members} members")
     words = [int(word) for word in summed]
     caps = [members * (2**_TOKEN_BITS - 1 if k in (1, 2) else _WORD_MAX) for k in range(TRAILER_WORDS)]
+    caps += [members, members * _WORD_MAX] * domains
     plausible = words[0] == members and all(word <= cap for word, cap in zip(words, caps, strict=True))
     words = [min(word, cap) for word, cap in zip(words, caps, strict=True)]
+    by_domain = list(zip(words[TRAILER_WORDS::2], words[TRAILER_WORDS + 1 :: 2], strict=True))
+    plausible = plausible and sum(count for count, _ in by_domain) <= members
     return Totals(
         members=members,
         tokens=words[1] + (words[2] << _TOKEN_BITS),
@@ -101,6 +122,7 @@ def unpack(summed: npt.NDArray[np.integer[Any]], members: int) -> Totals:
         mean_lost_norm=words[5] / (_NORM_UNIT * members),
         mean_steps=words[6] / members,
         plausible=plausible,
+        domains=tuple((count, loss / (_LOSS_UNIT * count) if count else 0.0) for count, loss in by_domain),
     )
 
 

@@ -46,4 +46,4 @@ def schema_of(manifest: Manifest) -> StateSchema:
     """What the states of a run look like; builds the model to know. Raises ConfigError."""
     from peer.model import ParameterVector, build_model
 
-    return ParameterVector(build_model(manifest)).schema(manifest.run_id)
+    return ParameterVector(build_model(manifest)).schema(manifest.run_id, len(manifest.weights.domains))

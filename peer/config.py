@@ -99,6 +99,9 @@ class PeerConfig:
     data: Annotated[
         str, _training("Text to train on: a file, a folder, .jsonl, .parquet, or the name of a Hugging Face dataset.")
     ] = ""
+    domain: Annotated[
+        str, _training("What kind of text --data is, one of the manifest's weights.domains. Others learn of it.")
+    ] = ""
     device: Annotated[Literal["auto", "cpu", "cuda"], _training("Where to train.")] = "auto"
     precision: Annotated[
         Literal["auto", "bf16", "fp32"],

@@ -30,7 +30,8 @@ def export(folder: Path, state: CanonicalState, manifest: Manifest, facts: RunFa
         raise StorageError(f"{folder} is not empty", remedy="export into a new folder")
     model = build_model(manifest)
     vector = ParameterVector(model)
-    if dataclasses.astuple(vector.schema(manifest.run_id)) != dataclasses.astuple(state.schema):
+    expected = vector.schema(manifest.run_id, len(manifest.weights.domains))
+    if dataclasses.astuple(expected) != dataclasses.astuple(state.schema):
         raise IncompatibleRunError("the state is not one of this manifest's model", remedy="use the run's own run.toml")
     vector.copy_in(state.parameters)
     quiet_without_terminal()

@@ -16,9 +16,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from averaging.plausible import check_norm, check_range, check_totals
 from averaging.record import Record
 from averaging.scales import UNKNOWN, levels
 from averaging.trailer import Statistics, Totals, pack, unpack
+from averaging.weights import as_float, next_ratios, told
 from dht import merkle
 from dht.errors import StorageError
 from dht.identity import PeerId
@@ -48,6 +49,8 @@ from peer.noise import NoisePlan, NoisyEncoder
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
 from peer.rollback import bring_again, part_in, pinned_rounds, state_round
+from peer.run_params import weighing
+from peer.sent import Sent
 from peer.state import CanonicalState
 from peer.store import LocalState, StateStore
 from peer.trainer import Trainer, TrainerState
@@ -59,27 +62,6 @@ _HELDOUT_BATCH = 16
 _LARGEST_LOSS = 1e3
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """How the update of one sid was encoded, so that it can be encoded again to see what was sent."""
-
-    round: int
-    sid: bytes
-    members: int
-    update: Vector  # the residual itself, which stays as it is until the round is decided; a copy after a restart
-    encoder: Encoder
-    dither: bytes
-    weight: float
-    idle: bool = False  # nothing but zeros: this peer sat the round out
-
-    def facts(self) -> dict[str, Any] | None:
-        """What makes it again from the residual and the scales of its time; None where nothing was sent."""
-        if self.idle:
-            return None
-        secret = {"sid": self.sid.hex(), "dither": self.dither.hex()}
-        return {"round": self.round, "members": self.members, "weight": self.weight, **secret}
 
 
 class Learner:
@@ -100,6 +82,7 @@ class Learner:
         self._me, self._trainer, self._heldout, self._transport = me, trainer, heldout, transport
         self._layout: Layout = params.layout
         outer = manifest.outer
+        self._weighing = weighing(manifest)
         self._outer = OuterStep(outer.learning_rate, outer.momentum, outer.nesterov, outer.momentum_rounds)
         self.claim: Callable[[], float | None] = lambda: trainer.claim  # epsilon, as the peer announces it
         self._noise = NoisePlan.of(manifest, self._layout, trainer.notes.append)
@@ -108,7 +91,7 @@ class Learner:
         self._tokens = 0  # behind the residual
         self._statistics = Statistics(0, 0.0, 0.0, 0.0, 0.0, 0)
         self._lost_norm = 0.0
-        self._sent: _Sent | None = None
+        self._sent: Sent | None = None
         self._trailer = pack(self._statistics)
         self._prepared: Prepared | None = None
         self._frames = ChainFrames()
@@ -230,7 +213,8 @@ class Learner:
     async def prepare(self, cohort: Cohort) -> None:
         """Fix scales, signs, dither and weight of this cohort's upload."""
         assert cohort.tokens is not None
-        weight = cohort.tokens / self.params.weight_cap
+        domains, mine = cohort.roster.domains, cohort.peers.index(self._me)
+        weight = as_float(self._weighing.weight(cohort.tokens, domains[mine], self.state.domains))
         idle = self._health.idle
         update = np.zeros_like(self._residual) if idle else self._residual
         unit = reference(self.state.scales)
@@ -239,20 +223,21 @@ class Learner:
             tokens=cohort.tokens,
             squared_norm=self._statistics.squared_norm * weight * weight / unit,
             lost_norm=self._lost_norm / unit,
+            domain=told(domains, mine, self.manifest.weights.least),
         )
         if self._noise is not None:
             statistics, weight = self._noise.hide(statistics, update, weight, len(cohort.peers), unit)
-        self._trailer = pack(statistics)
+        self._trailer = pack(statistics, self._layout.domains)
         roster = cohort.roster
         sent = self._make_sent(roster.round, roster.round_sid, roster.largest, weight, os.urandom(16), update)
         if isinstance(sent.encoder, NoisyEncoder):
             sent.encoder.members = len(cohort.peers)
         self._sent = replace(sent, idle=idle)
 
-    def _make_sent(self, round_: int, sid: bytes, members: int, weight: float, dither: bytes, update: Vector) -> _Sent:
+    def _make_sent(self, round_: int, sid: bytes, members: int, weight: float, dither: bytes, update: Vector) -> Sent:
         given = self._layout, members, self.state.scales.copy(), _signs(sid)
         encoder = Encoder(*given) if self._noise is None else NoisyEncoder(*given, self._noise, update)
-        return _Sent(round_, sid, members, update, encoder, dither, weight)
+        return Sent(round_, sid, members, update, encoder, dither, weight)
 
     def encode(self, cohort: Cohort, chunk: int) -> RingArray:
         """Ring elements of one chunk of the update; the trailer's are the public statistics."""
@@ -303,16 +288,15 @@ class Learner:
             b"",
             aggregate.sid,
             aggregate.members,
-            len(aggregate.survivors),
             aggregate.tokens,
+            aggregate.domains,
             aggregate.lost,
             aggregate.sums,
         )
         energies = self._energies(prepared)
         self._check_plausible(prepared, energies)
-        root = self.state.root_after(
-            self._gradient(prepared), self._outer.at(prepared.round), self._next_scales(prepared, energies)
-        )
+        outer, sections = self._outer.at(prepared.round), self._next_sections(prepared, energies)
+        root = self.state.root_after(self._gradient(prepared), outer, *sections)
         self._prepared = prepared.leading_to(root)
         self._prepared.save(self._prepared_path)
         totals = self._totals(prepared)
@@ -330,7 +314,7 @@ class Learner:
     def _gradient(self, prepared: Prepared) -> Iterator[Vector]:
         """The mean pseudo-gradient, chunk by chunk: the weighted mean of the survivors' updates."""
         decoder = self._decoder(prepared)
-        weight_sum = prepared.tokens / self.params.weight_cap
+        weight_sum = self._weighing.total(prepared.tokens, prepared.domains, self.state.domains)
         for chunk in range(self._layout.chunks):
             if chunk in prepared.lost:
                 yield np.zeros(self._layout.coordinates(chunk), np.float32)
@@ -356,16 +340,18 @@ class Learner:
         check_range(data, top, prepared.survivors)
         totals = self._totals(prepared)
         if totals is not None:
-            check_totals(totals, prepared.tokens)
+            check_totals(totals, sum(prepared.tokens))
             check_norm(energies, self.state.scales, top, totals)
 
-    def _next_scales(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> Vector:
+    def _next_sections(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> tuple[Vector, Vector]:
+        """The next state's clips, and its data domains' ratios."""
         totals = self._totals(prepared)
         if totals is None or self._noise is not None:
-            return self.state.scales.copy()
-        return next_scales(
+            return self.state.scales.copy(), self.state.domains.copy()
+        scales = next_scales(
             self._layout, prepared.members, self.state.scales, energies, prepared.survivors, totals.mean_squared_norm
         )
+        return scales, next_ratios(self.state.domains, totals)
 
     # --- adopting a state ---------------------------------------------------------------------------------------
 
@@ -379,11 +365,8 @@ class Learner:
     def _advance(self, prepared: Prepared, record: Record, chain: Chain) -> None:
         self._fold()
         self._take_out(chain)
-        root = self.state.advance(
-            self._gradient(prepared),
-            self._outer.at(prepared.round),
-            self._next_scales(prepared, self._energies(prepared)),
-        )
+        sections = self._next_sections(prepared, self._energies(prepared))
+        root = self.state.advance(self._gradient(prepared), self._outer.at(prepared.round), *sections)
         if root != record.state_root:
             raise StorageError(
                 f"round {record.round} led to another state here than certified", remedy="check this machine's memory"

@@ -36,6 +36,7 @@ from peer.sections import (
     Run,
     TokenizerChoice,
     Train,
+    Weights,
 )
 from peer.strict_toml import annotated, check, parse, plain, section
 
@@ -53,6 +54,7 @@ __all__ = [
     "Run",
     "TokenizerChoice",
     "Train",
+    "Weights",
 ]
 
 _TITLE = """The manifest of a training run. Its values are hashed into the run id, so a peer with any other value
@@ -68,6 +70,7 @@ class Manifest:
     tokenizer: TokenizerChoice = section("How text becomes tokens.", TokenizerChoice)
     data: Data = section("How tokens become sequences.", Data)
     train: Train = section("The inner optimizer, which each peer runs alone.", Train)
+    weights: Weights = section("How much each peer's update counts in the mean.", Weights)
     outer: Outer = section("The outer optimizer, which everyone runs on the mean update.", Outer)
     cohort: Cohort = section("Who adds up updates together.", Cohort)
     codec: Codec = section("How updates travel.", Codec)
@@ -141,9 +144,12 @@ class Manifest:
         """Peer id of the founder."""
         return PeerId.parse(self.run.founder)
 
-    def weight(self, tokens: int) -> float:
-        """Weight of a peer's update in the mean: tokens / cap, at most 1."""
-        return min(1.0, tokens / self.train.tokens_per_round)
+    def domain(self, name: str) -> int:
+        """The number of a data domain, from 1, or 0 for "". Raises ConfigError if the run does not have it."""
+        if name and name not in self.weights.domains:
+            known = ", ".join(self.weights.domains) or "the run has none: leave --domain out"
+            raise ConfigError(f"this run has no data domain {name!r}", remedy=known)
+        return self.weights.domains.index(name) + 1 if name else 0
 
     @property
     def first_clip(self) -> float:

@@ -107,9 +107,9 @@ class ParameterVector:
             entry.data = view
             start += entry.numel()
 
-    def schema(self, run_id: bytes) -> StateSchema:
-        """Header of the canonical state of this model in a run."""
-        return StateSchema(run_id, self.names, self.shapes)
+    def schema(self, run_id: bytes, domains: int = 0) -> StateSchema:
+        """Header of the canonical state of this model in a run that tells so many data domains apart."""
+        return StateSchema(run_id, self.names, self.shapes, domains)
 
     def view(self) -> Vector:
         """The parameters as float32[D]: the model's own memory where it is float32 on a CPU, else a copy."""

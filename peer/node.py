@@ -65,6 +65,7 @@ async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, s
     Raises the errors of `dht.errors`: ConfigError, DataError, UnreachableError, StorageError and so on.
     """
     identity = Identity.load(config.identity_path)
+    manifest.domain(config.domain)  # before anything slow
     trainer, heldout = await asyncio.to_thread(_make_trainer, config, manifest)
     host = await Host.start(
         config.identity_path,
@@ -128,7 +129,7 @@ def _assemble(
     reporter: Reporter,
 ) -> Node:
     """Put a peer together from what is on disk, or from the first weights."""
-    schema = trainer.vector.schema(manifest.run_id)
+    schema = trainer.vector.schema(manifest.run_id, len(manifest.weights.domains))
     params = run_params(manifest, schema.elements)
     store = StateStore(state_folder(config.data_dir, manifest), schema)
     stored = store.load_newest(lambda found: certify(found, manifest.run_id, manifest.founder))
@@ -148,6 +149,7 @@ def _assemble(
     held = evidence.frames()
     participant = Participant(params, identity, guard, os.urandom, state.root(), chain, round_, last, evidence=held)
     participant.capacity = 0 if config.client_mode else config.bandwidth
+    participant.domain = manifest.domain(config.domain)
     return Node(config, manifest, identity, host, guard, participant, learner, evidence, reporter)
 
 

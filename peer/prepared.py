@@ -20,7 +20,7 @@ from averaging.layout import Layout
 from averaging.wide import wide_dtype
 from peer.durable import storage_errors, sync_folder, write_file
 
-_VERSION = 2
+_VERSION = 3
 _DIGEST = 32
 
 
@@ -33,10 +33,15 @@ class Prepared:
     after: bytes  # root of the state it leads to
     sid: bytes
     members: int  # in the largest cohort, whose number sets the codec's levels
-    survivors: int
-    tokens: int  # the survivors' tokens: the sum of weights is tokens / cap
+    tokens: tuple[int, ...]  # of each survivor, by peer id
+    domains: tuple[int, ...]  # the data domains that they declared; empty if nobody did
     lost: tuple[int, ...]
     sums: tuple[IntegerArray, ...]  # one per chunk, the trailer last; ring words, or signed ones across cohorts
+
+    @property
+    def survivors(self) -> int:
+        """How many updates are in the sums."""
+        return len(self.tokens)
 
     @property
     def wide(self) -> bool:
@@ -56,8 +61,8 @@ class Prepared:
             "after": self.after,
             "sid": self.sid,
             "members": self.members,
-            "survivors": self.survivors,
-            "tokens": self.tokens,
+            "tokens": list(self.tokens),
+            "domains": list(self.domains),
             "lost": list(self.lost),
             "wide": self.wide,
         }
@@ -86,7 +91,8 @@ class Prepared:
             if head.pop("version") != _VERSION:
                 return None
             sums = tuple(_cut(data[4 + size :], layout, wide=head.pop("wide")))
-            return cls(**{**head, "lost": tuple(head["lost"])}, sums=sums)
+            lists = {name: tuple(head[name]) for name in ("tokens", "domains", "lost")}
+            return cls(**{**head, **lists}, sums=sums)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

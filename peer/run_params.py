@@ -6,6 +6,7 @@ from averaging.bulk import MAX_CHUNK_BYTES
 from averaging.layout import Layout
 from averaging.params import Deadlines, RunParams
 from averaging.record import MAX_LOST_CHUNKS
+from averaging.weights import EIGHTHS, Weighing
 from dht.errors import ConfigError
 from peer.manifest import Manifest
 
@@ -13,7 +14,8 @@ from peer.manifest import Manifest
 def run_params(manifest: Manifest, parameters: int) -> RunParams:
     """What the averaging protocol needs of the manifest, for a model with so many trained parameters."""
     limits = manifest.cohort.deadlines
-    layout = Layout(parameters, manifest.codec.ring_bits, manifest.codec.chunk_elements, manifest.codec.pack)
+    codec, domains = manifest.codec, len(manifest.weights.domains)
+    layout = Layout(parameters, codec.ring_bits, codec.chunk_elements, codec.pack, domains)
     if layout.chunk_bytes(0) > MAX_CHUNK_BYTES:
         raise ConfigError(
             f"a chunk of codec.chunk_elements = {manifest.codec.chunk_elements} has {layout.chunk_bytes(0)} bytes",
@@ -45,4 +47,16 @@ def run_params(manifest: Manifest, parameters: int) -> RunParams:
             limits.commit,
         ),
         recovery_after=manifest.cohort.recovery_after,
+    )
+
+
+def weighing(manifest: Manifest) -> Weighing:
+    """How the run's peers weigh updates."""
+    weights = manifest.weights
+    return Weighing(
+        weights.by,
+        manifest.train.tokens_per_round,
+        manifest.data.sequence_length,
+        weights.floor,
+        int(weights.importance * EIGHTHS),
     )

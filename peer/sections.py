@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009  (key and section are dataclasses.field with facts about the key)
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from dht.errors import ConfigError
 from peer.strict_toml import key, section
 
 HADAMARD_BLOCK = 4096
+_MOST_DOMAINS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +104,56 @@ class Train:
     )
     local_steps: int = key("Inner steps per round (fewer at a deadline).", default=10, low=1, high=10**6, unit="steps")
     tokens_per_round: int = key(
-        "Tokens of one peer and round that count in full: its weight in the mean is min(1, tokens / this).",
+        "Tokens of one peer and round that count in full, in the tally and in the mean; more count no more.",
         default=10_240,
         low=1,
         high=2**31,
         unit="tokens",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """[weights]: how much each peer's update counts in the mean. The reward tally counts tokens, whatever is here."""
+
+    by: str = key(
+        "With x = tokens / train.tokens_per_round, at most 1: 'tokens' weighs by x, 'root' by its square root, 'equal' "
+        "alike. By tokens, slow peers with data of their own are drowned.",
+        default="root",
+        choices=("tokens", "root", "equal"),
+    )
+    floor: float = key("Least weight of a peer that did one local step.", default=0.25, low=0.0, high=1.0)
+    domains: tuple[str, ...] = key(
+        "Kinds of data that peers may declare with --domain, so that losses are known for each; at most 16.", default=()
+    )
+    importance: float = key(
+        "Weights are multiplied by (loss of the domain / mean loss)^this, that ratio held within 1/2 and 2: what the "
+        "model knows badly counts for more. In eighths; 0: off.",
+        default=0.0,
+        low=0.0,
+        high=1.0,
+    )
+    least: int = key(
+        "A domain's losses are summed over at least so many peers of a cohort, even if some drop out, or are not told.",
+        default=2,
+        low=2,
+        high=64,
+        unit="peers",
+    )
+
+    def __post_init__(self) -> None:
+        """Check what bounds alone cannot say. Raises ConfigError."""
+        if len(self.domains) > _MOST_DOMAINS or len(set(self.domains)) < len(self.domains):
+            raise ConfigError(f"weights.domains must be at most {_MOST_DOMAINS} different names")
+        for name in self.domains:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", name):
+                raise ConfigError(f"weights.domains has {name!r}", remedy='plain names, for instance ["code", "prose"]')
+        if self.importance * 8 % 1:
+            raise ConfigError(
+                f"weights.importance = {self.importance} is no multiple of 1/8", remedy="for instance 0.25, 0.5 or 1"
+            )
+        if self.importance and not self.domains:
+            raise ConfigError("weights.importance needs weights.domains", remedy="name the domains, or set it to 0")
 
 
 @dataclass(frozen=True, kw_only=True)

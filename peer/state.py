@@ -4,6 +4,7 @@
     parameters  float32[D], trained parameters flattened in name order
     momentum    float32[D], of the outer optimizer
     scales      float32[ceil(D / 4096)], the codec's clip per Hadamard block
+    domains     float32[number of data domains], how badly the model knows each; where the run has such domains
 
 Little-endian throughout. Each section starts a new chunk, chunks have 256 KiB (the last of a section what is
 left), and the chunks in this order are the leaves of the tree. The root of the next round is computed slice by
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from averaging.state_chunks import CHUNK_BYTES
+from averaging.weights import first_ratios
 from dht import merkle
 from dht.errors import ConfigError, IncompatibleRunError, ProtocolError, Refusal
 from peer.outer import OuterStep, Vector, require_ieee
@@ -36,11 +38,13 @@ _FLOAT = np.dtype("<f4")
 
 @dataclass(frozen=True)
 class StateSchema:
-    """What the header says: the run, and names and shapes of its trained parameters, sorted by name."""
+    """What the header says: the run, names and shapes of its trained parameters, sorted by name, and how many data
+    domains it tells apart."""
 
     run_id: bytes
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    domains: int = 0
 
     def __post_init__(self) -> None:
         """Check the order that makes the flat vector one and the same for everyone. Raises ConfigError."""
@@ -65,6 +69,8 @@ class StateSchema:
     def header(self) -> bytes:
         """The header's canonical bytes: the same in every round of a run."""
         counts = {"parameters": self.elements, "momentum": self.elements, "scales": self.blocks}
+        if self.domains:
+            counts["domains"] = self.domains
         fields = {
             "magic": "murmuration/state",
             "version": 1,
@@ -76,9 +82,9 @@ class StateSchema:
         return cast(bytes, msgpack.packb(fields, use_bin_type=True))
 
     @cached_property
-    def sections(self) -> tuple[int, int, int, int]:
-        """Bytes of header, parameters, momentum, scales."""
-        return len(self.header), 4 * self.elements, 4 * self.elements, 4 * self.blocks
+    def sections(self) -> tuple[int, int, int, int, int]:
+        """Bytes of header, parameters, momentum, scales, domains."""
+        return len(self.header), 4 * self.elements, 4 * self.elements, 4 * self.blocks, 4 * self.domains
 
     @cached_property
     def chunks(self) -> tuple[tuple[int, int, int], ...]:
@@ -103,12 +109,17 @@ class StateSchema:
 class CanonicalState:
     """One state with its leaf hashes, which are always those of the bytes held. Not safe to share while it changes."""
 
-    def __init__(self, schema: StateSchema, parameters: Vector, momentum: Vector, scales: Vector) -> None:
-        """Take over three float32 arrays of D, D and ceil(D / 4096) elements without copying them."""
+    def __init__(
+        self, schema: StateSchema, parameters: Vector, momentum: Vector, scales: Vector, domains: Vector | None = None
+    ) -> None:
+        """Take over float32 arrays of D, D and ceil(D / 4096) elements without copying them, and one with an element
+        for each data domain (`averaging.weights.first_ratios` by default).
+        """
         self.schema = schema
         self.parameters = _vector(parameters, schema.elements)
         self.momentum = _vector(momentum, schema.elements)
         self.scales = _vector(scales, schema.blocks)
+        self.domains = _vector(first_ratios(schema.domains) if domains is None else domains, schema.domains)
         self._pages: tuple[PagedVector, ...] = ()
         self._header = memoryview(schema.header)
         self._leaves = self._hashed()
@@ -158,7 +169,7 @@ class CanonicalState:
         section, start, stop = self.schema.chunks[index]
         if section == 0:
             return self._header[start:stop]
-        array = (self.parameters, self.momentum, self.scales)[section - 1]
+        array = (self.parameters, self.momentum, self.scales, self.domains)[section - 1]
         return array.data.cast("B")[start:stop]
 
     def chunks(self) -> Iterator[memoryview]:
@@ -209,29 +220,37 @@ class CanonicalState:
         self.chunk(index)[:] = data
         self._leaves[index] = leaf
 
-    def root_after(self, gradient: Iterable[Vector], outer: OuterStep, scales: Vector) -> bytes:
+    def root_after(
+        self, gradient: Iterable[Vector], outer: OuterStep, scales: Vector, domains: Vector | None = None
+    ) -> bytes:
         """Root of the state that `advance` with the same arguments would make; nothing is changed or copied.
 
         `gradient`: the mean pseudo-gradient as consecutive float32 arrays of any lengths, in all at least D elements;
-        what follows the first D is padding. Raises RoundError when the step leaves the range of float32.
+        what follows the first D is padding. Without `domains` those stay as they are. Raises RoundError when the step
+        leaves the range of float32.
         """
+        new_domains = _vector(self.domains if domains is None else domains, self.schema.domains)
         leaves = self._step(gradient, outer, apply=False)
-        return merkle.root([*leaves, *_leaves(_vector(scales, self.schema.blocks))])
+        return merkle.root([*leaves, *_leaves(_vector(scales, self.schema.blocks)), *_leaves(new_domains)])
 
-    def advance(self, gradient: Iterable[Vector], outer: OuterStep, scales: Vector) -> bytes:
+    def advance(
+        self, gradient: Iterable[Vector], outer: OuterStep, scales: Vector, domains: Vector | None = None
+    ) -> bytes:
         """Become the next state, in place; returns its root. Call it only for a round that is certified.
 
         If `gradient` raises half-way, the state is neither old nor new: `root` says so, and `differing` with
         `replace_chunk` or the state on disk repair it.
         """
         new_scales = _vector(scales, self.schema.blocks)
+        new_domains = _vector(self.domains if domains is None else domains, self.schema.domains)
         try:
             leaves = self._step(gradient, outer, apply=True)
         except BaseException:
             self._leaves = self._hashed()
             raise
         self.scales[:] = new_scales
-        self._leaves = [*leaves, *_leaves(new_scales)]
+        self.domains[:] = new_domains
+        self._leaves = [*leaves, *_leaves(new_scales), *_leaves(new_domains)]
         return self.root()
 
     def _hashed(self) -> list[bytes]:

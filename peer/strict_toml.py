@@ -151,8 +151,10 @@ def _convert(hint: Any, value: Any, path: str, facts: Mapping[str, Any]) -> Any:
         return parse(typing.cast(type, hint), value, path)
     if typing.get_origin(hint) is tuple:
         items = typing.get_args(hint)
+        if items[-1] is ... and isinstance(value, list):
+            items = items[:1] * len(value)
         if not isinstance(value, list) or len(value) != len(items):
-            raise ConfigError(f"{path} must be a list of {len(items)} numbers")
+            raise ConfigError(f"{path} must be a list" + (f" of {len(items)} numbers" if ... not in items else ""))
         return tuple(_convert(item, entry, path, facts) for item, entry in zip(items, value, strict=True))
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):

@@ -16,6 +16,8 @@ from dht import merkle
 from dht.errors import StorageError
 
 _SECTIONS = ("parameters", "momentum", "scales")
+_OPTIONAL = "domains"
+"""A run that tells kinds of data apart has this one, too."""
 _HEADER_CAP = 64 << 20
 
 
@@ -42,8 +44,10 @@ def section_sizes(data: bytes, run: bytes) -> list[int] | None:
     try:
         unpacker.feed(data)
         header = unpacker.unpack()
-        counts = [int(count) for name, kind, count in header["sections"] if kind == "<f4" and name in _SECTIONS]
-        if header["magic"] != "murmuration/state" or header["run"] != run or len(counts) != len(_SECTIONS):
+        names = tuple(name for name, _, _ in header["sections"])
+        counts = [int(count) for _, kind, count in header["sections"] if kind == "<f4"]
+        known = names in (_SECTIONS, (*_SECTIONS, _OPTIONAL)) and len(counts) == len(names)
+        if header["magic"] != "murmuration/state" or header["run"] != run or not known:
             raise ValueError("it is no state of this run")
     except msgpack.OutOfData:
         return None

@@ -96,6 +96,8 @@ def test_speaking_of_another_cohort_is_refused():
         ({"tokens": (7,) * (SIZE - 1)}, Refusal.OUT_OF_BOUNDS),
         ({"tokens": (0,) + (7,) * (SIZE - 1)}, Refusal.OUT_OF_BOUNDS),
         ({"survivors": 0}, Refusal.OUT_OF_BOUNDS),
+        ({"domains": (1,) * (SIZE - 1)}, Refusal.OUT_OF_BOUNDS),
+        ({"domains": (0,) * SIZE}, Refusal.OUT_OF_BOUNDS),  # one form: nobody has declared one
     ],
 )
 def test_results_that_no_cohort_can_come_to_are_refused(changes, expected):

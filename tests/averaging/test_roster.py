@@ -142,6 +142,17 @@ def test_two_members_with_one_key_are_refused():
     assert refusal(sign_roster(PARAMS, {**JOINS, 3: twin}.values())) is Refusal.EQUIVOCATION
 
 
+def test_a_data_domain_that_the_run_does_not_have_is_refused():
+    message = replace(JOINS[3].message(), domain=2)
+    seating = sign_roster(PARAMS, {**JOINS, 3: seal(identity(3), RUN, 1, message)}.values())
+    assert refusal(seating) is Refusal.OUT_OF_BOUNDS
+    two, three = (replace(PARAMS, layout=replace(PARAMS.layout, domains=domains)) for domains in (1, 2))
+    assert refusal(seating, params=two) is Refusal.OUT_OF_BOUNDS
+    roster = check_roster(seating, three, 1, HEAD, COMMITTEE, JOINS[0])
+    assert dict(zip(roster.peers, roster.domains, strict=True))[identity(3).peer_id] == 2
+    assert sum(roster.domains) == 2
+
+
 def test_keys_of_low_order_are_refused():
     weak = seal(identity(3), RUN, 1, replace(JOINS[3].message(), mask_key=bytes(32)))
     assert refusal(sign_roster(PARAMS, {**JOINS, 3: weak}.values())) is Refusal.BAD_SHARE

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from averaging.layout import MAX_DOMAINS
 from averaging.params import MAX_PEERS
 from averaging.trailer import Statistics, pack, unpack
 
@@ -80,7 +83,38 @@ def test_any_bytes_give_bounded_totals(words, members):
     assert 0 <= totals.mean_loss < 64 and 0 <= totals.mean_squared_norm < 16
 
 
-@pytest.mark.parametrize(("size", "members"), [(7, 3), (8, 0), (8, MAX_PEERS + 1)])
+@given(st.lists(statistics, min_size=1, max_size=64), st.integers(1, MAX_DOMAINS), st.data())
+def test_losses_add_up_by_domain(items, domains, data):
+    items = [replace(item, domain=data.draw(st.integers(0, domains))) for item in items]
+    summed = sum((pack(item, domains) for item in items), np.zeros(8 + 2 * domains, "<u4"))
+    totals = unpack(summed, len(items))
+    assert totals.plausible
+    assert np.array_equal(summed[:8], total([replace(item, domain=0) for item in items]))
+    for domain, (count, loss) in enumerate(totals.domains, 1):
+        losses = [min(item.loss, 64.0) for item in items if item.domain == domain]
+        assert count == len(losses)
+        honest = sum(losses) / max(1, count)
+        assert honest - 2**-19 <= loss <= honest
+
+
+def test_more_reports_than_members_are_noticed():
+    honest = Statistics(1000, 2.0, 3.0, 0.03, 0.0, 50, domain=1)
+    summed = sum((pack(honest, 2) for _ in range(3)), np.zeros(12, "<u4"))
+    assert unpack(summed, 3).domains == ((3, 2.0), (0, 0.0))
+    summed[10] += 1  # one who reports for two domains
+    assert not unpack(summed, 3).plausible
+    summed[10], summed[9] = 0, 2**31
+    assert not unpack(summed, 3).plausible
+    assert unpack(summed, 3).domains[0][1] < 64
+
+
+@pytest.mark.parametrize(("domain", "domains"), [(1, 0), (3, 2), (-1, 2)])
+def test_a_domain_that_the_run_does_not_have_is_refused(domain, domains):
+    with pytest.raises(ValueError):
+        pack(Statistics(1, 0.0, 0.0, 0.0, 0.0, 1, domain), domains)
+
+
+@pytest.mark.parametrize(("size", "members"), [(7, 3), (9, 3), (42, 3), (8, 0), (8, MAX_PEERS + 1)])
 def test_malformed_sums_are_refused(size, members):
     with pytest.raises(ValueError):
         unpack(np.zeros(size, "<u4"), members)

@@ -186,20 +186,21 @@ def donor_of(folder: Path, state: CanonicalState, kept: bool = True) -> Donor:
 
 LONG = StateSchema(RUN, tuple(f"{number:05d}" + "x" * 1000 for number in range(300)), ((1,),) * 300)
 SHORT = StateSchema(RUN, ("a",), ((70_000,),))
+KINDS = StateSchema(RUN, ("a",), ((70_000,),), domains=3)
 
 
 def state_of(schema: StateSchema) -> CanonicalState:
     return CanonicalState.genesis(schema, states(1).parameters[:1].repeat(schema.elements), 0.25)
 
 
-@pytest.mark.parametrize("schema", [SHORT, LONG])
+@pytest.mark.parametrize("schema", [SHORT, LONG, KINDS])
 def test_the_root_is_recomputed_over_all_chunks(schema: StateSchema, tmp_path: Path):
     state = state_of(schema)
     line, fetched = Line(donor=donor_of(tmp_path, state)), StateFetch(RUN, state.root())
     assert asyncio.run(fetched.go_on(line, PEER.peer_id)) == state.root()  # type: ignore[arg-type]
     assert fetched.size == sum(schema.sections)
     assert sum(isinstance(asked, ChunkRequest) for asked in line.asked) == len(schema.chunks)
-    assert len(LONG.header) > 256 * 1024  # a header of several chunks is one of the two cases
+    assert len(LONG.header) > 256 * 1024  # a header of several chunks is one of the cases
 
 
 def test_another_peer_goes_on_where_one_stopped(tmp_path: Path):

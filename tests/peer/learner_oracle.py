@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,16 @@ def oracle_mean(
         factor = float(scales[block]) / (64.0 * oracle_levels(members) * weights)
         blocks.append((integers.astype(np.float64) * factor).astype(np.float32))
     return np.concatenate(blocks)
+
+
+def oracle_weight(tokens: int, manifest: Manifest) -> float:
+    """The root of the part of the cap that a survivor without a data domain brings; a quarter at least, if it did a
+    step. Rounded down to 2^-40."""
+    part = Fraction(min(tokens, manifest.train.tokens_per_round), manifest.train.tokens_per_round)
+    if tokens < manifest.data.sequence_length:
+        return math.floor(part * 2**40) / 2**40
+    root = math.isqrt(math.floor(part * 2**80))
+    return max(root, 2**38) / 2**40
 
 
 def oracle_step(state: Any, gradient: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +119,7 @@ def oracle_state(
     chunks = range(len(before.scales))
     lost = record.lost_chunks
     sums = {c: sum(signed(ring[c]) for ring in rings) if c not in lost else np.zeros(BLOCK, np.int64) for c in chunks}
-    weights = sum(survivor.tokens for survivor in record.survivors) / manifest.train.tokens_per_round
+    weights = sum(oracle_weight(survivor.tokens, manifest) for survivor in record.survivors)
     gradient = oracle_mean(sums, before.scales, record.sid, members, weights)
     trailer = sum(ring[len(before.scales)].astype(np.int64) for ring in rings)
     scales = oracle_scales(sums, before.scales, members, len(rings), int(trailer[4]), shift)

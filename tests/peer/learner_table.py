@@ -11,6 +11,7 @@ import numpy as np
 from averaging.aggregate import Aggregate
 from averaging.chain import Chain
 from averaging.record import Record, Survivor
+from averaging.weights import declared
 from dht.identity import PeerId
 from dht.wire import digest
 from peer.catch_up import Donor
@@ -19,7 +20,7 @@ from peer.manifest import Manifest
 from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
-from tests.peer.learner_oracle import oracle_mean, signed
+from tests.peer.learner_oracle import oracle_mean, oracle_weight, signed
 from tests.peer.swarm_in_process import (
     BATCH,
     SEQUENCE,
@@ -40,6 +41,8 @@ class Table:
     """Learners whose updates are added up right here, with a chain that says what was certified."""
 
     def __init__(self, folder: Path, count: int = 3, manifest: Manifest | None = None) -> None:
+        self.domains = (0,) * count
+        """What the learners declare: data domains by their place in the manifest, from 1."""
         self.folder, self.manifest = folder, manifest or tiny_manifest(count)
         self.ids = [identity(index).peer_id for index in range(count)]
         self.learners = [self.make(index) for index in range(count)]
@@ -50,7 +53,7 @@ class Table:
     def make(self, index: int) -> Learner:
         """A learner at the first weights, or at what its folder holds."""
         trainer = make_trainer(self.manifest, index)
-        schema = trainer.vector.schema(self.manifest.run_id)
+        schema = trainer.vector.schema(self.manifest.run_id, len(self.manifest.weights.domains))
         params = run_params(self.manifest, schema.elements)
         store = StateStore(self.folder / str(index), schema)
         stored = store.load_newest()
@@ -68,7 +71,9 @@ class Table:
         sid = digest("sid", name, round_.to_bytes(4, "big"))
         tokens = tokens or [await learner.train(round_) for learner in self.learners]
         cap = self.manifest.train.tokens_per_round
-        roster = SimpleNamespace(round=round_, attempt=0, round_sid=sid, largest=len(self.learners))
+        roster = SimpleNamespace(
+            round=round_, attempt=0, round_sid=sid, largest=len(self.learners), domains=self.domains
+        )
         manifests = {i: (SimpleNamespace(tokens=min(count, cap)), b"") for i, count in enumerate(tokens)}
         self.rings, views = [], []
         for i, learner in enumerate(self.learners):
@@ -86,12 +91,13 @@ class Table:
             zeros = self.layout.zeros(chunk)
             return zeros if chunk in lost else sum((self.rings[i][chunk] for i in survivors), zeros)
 
-        weights = [(self.ids[i], views[0].r3.manifests[i][0].tokens) for i in survivors]
-        table = tuple(Survivor(bytes(peer), tokens, 0) for peer, tokens in sorted(weights))
+        weights = sorted((self.ids[i], views[0].r3.manifests[i][0].tokens, self.domains[i]) for i in survivors)
+        table = tuple(Survivor(bytes(peer), tokens, 0) for peer, tokens, _ in weights)
+        domains = declared(domain for _, _, domain in weights)
         sums = tuple(ring(chunk) for chunk in range(self.layout.total_chunks))
         for view in views:
             number, sid, count = view.roster.round, view.sid, len(self.learners)
-            view.aggregate = Aggregate(number, 0, bytes(32), sid, count, table, (), lost, bytes(32), sums)
+            view.aggregate = Aggregate(number, 0, bytes(32), sid, count, table, (), lost, bytes(32), sums, domains)
 
     def certify(self, views: list[Any], survivors: list[int], root: bytes, lost: tuple[int, ...] = ()) -> Record:
         tokens = {self.ids[i]: views[0].r3.manifests[i][0].tokens for i in survivors}
@@ -117,7 +123,7 @@ class Table:
 def sent(table: Table, i: int, clips: np.ndarray, sid: bytes) -> np.ndarray:
     """What learner i's ring elements say in update space, by the oracle."""
     chunks = {c: signed(table.rings[i][c]) for c in range(table.layout.chunks)}
-    return oracle_mean(chunks, clips, sid, 3, TOKENS / table.manifest.train.tokens_per_round)[: table.layout.parameters]
+    return oracle_mean(chunks, clips, sid, 3, oracle_weight(TOKENS, table.manifest))[: table.layout.parameters]
 
 
 async def fetch(learner: Learner, donor: Learner, record: Record, chain: Chain) -> bool:

@@ -23,7 +23,7 @@ from dht.transport import FrameHandler, Part, RequestHandler
 from dht.wire import decode, decode_as, message_type
 from peer.config import PeerConfig
 from peer.data import TokenBatches, TokenData
-from peer.manifest import Codec, Cohort, Data, Deadlines, Manifest, Model, Run, Train
+from peer.manifest import Codec, Cohort, Data, Deadlines, Manifest, Model, Run, Train, Weights
 from peer.model import build_model
 from peer.node import Node, _assemble
 from peer.trainer import Trainer
@@ -45,6 +45,7 @@ def tiny_manifest(
     limits: dict[str, float] | None = None,
     recovery_after: float = 600.0,
     target: int = 0,
+    weights: Weights | None = None,
     **train: Any,
 ) -> Manifest:
     """A model of 11 thousand parameters: three chunks of one Hadamard block each, and the trailer."""
@@ -59,6 +60,7 @@ def tiny_manifest(
         model=Model(config=config | SIZES, seed=3),
         data=Data(sequence_length=SEQUENCE),
         train=Train(**settings | train),
+        weights=weights or Weights(),
         cohort=Cohort(
             target=target or peers, minimum=3, recovery_after=recovery_after, deadlines=Deadlines(**deadlines)
         ),
@@ -175,7 +177,8 @@ class Peer:
         self.id = self.identity.peer_id
         self.guard = SqliteGuard(folder / "guard.sqlite")
         self.port = network.port(self.id)
-        config = PeerConfig(data_dir=folder, threads=1)
+        kinds = ("", *manifest.weights.domains)
+        config = PeerConfig(data_dir=folder, threads=1, domain=kinds[index % len(kinds)])
         self.node: Node = _assemble(
             config,
             manifest,

@@ -169,21 +169,6 @@ async def test_without_the_trailer_scales_stay(tmp_path: Path):
     assert not np.array_equal(table.learners[0].state.scales, before)
 
 
-async def test_weights_are_tokens(tmp_path: Path):
-    table = Table(tmp_path)
-    for learner in table.learners:
-        await learner.train(1)
-    before = frozen(table.learners[0].state)
-    updates = [learner._residual.copy() for learner in table.learners]
-    tokens = [TOKENS, 2 * TOKENS, TOKENS // 4]
-    await table.round(tokens=tokens)
-    mean = sum(u * t for u, t in zip(updates, tokens, strict=True)) / sum(tokens)
-    moved = before.parameters - table.learners[0].state.parameters
-    np.testing.assert_allclose(moved, mean, atol=float(before.scales[0]) / 1000)
-    plain = sum(updates) / 3
-    assert np.abs(moved - plain).max() > 20 * np.abs(moved - mean).max()  # an unweighted mean would be far off
-
-
 async def test_clipped_progress_is_not_lost(tmp_path: Path):
     # Clips far below the update: a round moves little, and error feedback brings the rest in later rounds.
     table = Table(tmp_path)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dht.errors import ConfigError
 from dht.identity import Identity
-from peer.manifest import Cohort, LedgerChoice, Manifest, Model, Outer, Run, Train
+from peer.manifest import Cohort, LedgerChoice, Manifest, Model, Outer, Run, Train, Weights
+from peer.run_params import run_params, weighing
 from peer.strict_toml import annotated, parse
 
 FOUNDER = str(Identity(b"\x01" * 32).peer_id)
@@ -156,12 +157,43 @@ def test_nested_model_config_survives():
     assert turned.run_id == manifest.run_id
 
 
-def test_weight_and_first_clip():
+def test_first_clip():
     manifest = DEMO.replace(train=Train(tokens_per_round=1000, warmup=0, local_steps=5, learning_rate=0.1))
-    assert [manifest.weight(tokens) for tokens in (0, 500, 1000, 9000)] == [0.0, 0.5, 1.0, 1.0]
     assert manifest.first_clip == pytest.approx(4 * 0.1 * 5)
     slow = manifest.replace(train=dataclasses.replace(manifest.train, warmup=10))
     assert slow.first_clip == pytest.approx(4 * 0.1 * (0.1 + 0.2 + 0.3 + 0.4 + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("domains = ['code', 'code']", "different names"),
+        (f"domains = {[f'd{k}' for k in range(17)]}", "at most 16"),
+        ("domains = ['Code']", "Code"),
+        ("domains = [7]", r"weights\.domains must be a string"),
+        ("domains = 'code'", r"weights\.domains must be a list$"),
+        ("domains = ['code']\nimportance = 0.3", "multiple of 1/8"),
+        ("importance = 0.5", r"needs weights\.domains"),
+        ("domains = ['code']\nleast = 1", r"weights\.least"),
+        ("by = 'loss'", r"weights\.by"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(text: str, match: str):
+    with pytest.raises(ConfigError) as caught:
+        Manifest.loads(
+            f"[run]\nname = 'x'\nfounder = '{FOUNDER}'\n[model.config]\nmodel_type = 'llama'\n[weights]\n{text}"
+        )
+    assert re.search(match, caught.value.message)
+
+
+def test_domains_are_numbered_from_one_and_others_are_refused():
+    manifest = DEMO.replace(weights=Weights(domains=("code", "prose"), importance=0.5))
+    assert Manifest.loads(manifest.dumps()).run_id == manifest.run_id != DEMO.run_id
+    assert [manifest.domain(name) for name in ("", "code", "prose")] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="poems"):
+        manifest.domain("poems")
+    assert run_params(manifest, 5000).layout.domains == 2
+    assert weighing(manifest).importance == 4
 
 
 def test_founder_is_a_peer_id():

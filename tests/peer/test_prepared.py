@@ -25,11 +25,11 @@ def make(layout: Layout, seed: int = 0) -> Prepared:
     for chunk in range(layout.total_chunks):
         dtype = layout.dtype(chunk)
         sums.append(source.integers(0, 256, layout.chunk_bytes(chunk), np.uint8).view(dtype))
-    return Prepared(7, b"b" * 32, b"a" * 32, b"s" * 32, 6, 5, 12_345, (1,), tuple(sums))
+    return Prepared(7, b"b" * 32, b"a" * 32, b"s" * 32, 6, (9, 8, 12_345), (0, 2, 1), (1,), tuple(sums))
 
 
 def same(one: Prepared, two: Prepared | None) -> bool:
-    names = ("round", "before", "after", "sid", "members", "survivors", "tokens", "lost")
+    names = ("round", "before", "after", "sid", "members", "survivors", "tokens", "domains", "lost")
     return (
         two is not None
         and all(getattr(one, name) == getattr(two, name) for name in names)
@@ -55,7 +55,7 @@ def test_sums_across_cohorts_come_back_as_wide_as_they_were(bits: int, tmp_path:
     layout, source = LAYOUTS[bits], np.random.default_rng(5)
     dtypes = [wide_dtype(layout, chunk) for chunk in range(layout.total_chunks)]
     sums = [source.integers(-(2**20), 2**20, layout.words(c)).astype(dtype) for c, dtype in enumerate(dtypes)]
-    prepared = Prepared(7, b"b" * 32, b"a" * 32, b"s" * 32, 6, 40, 12_345, (), tuple(sums))
+    prepared = Prepared(7, b"b" * 32, b"a" * 32, b"s" * 32, 6, tuple(range(1, 41)), (), (), tuple(sums))
     prepared.save(tmp_path / "prepared.bin")
     loaded = Prepared.load(tmp_path / "prepared.bin", layout)
     assert same(prepared, loaded)
