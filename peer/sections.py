@@ -85,6 +85,10 @@ class Train:
     )
     final_rate: float = key("What is left of the rate then, and from then on.", default=0.1, low=0.0, high=1.0)
     local_steps: int = key("Inner steps per round (fewer at a deadline).", default=10, low=1, high=10**6, unit="steps")
+    overlap: bool = key(
+        "Train on while a round is aggregated: an update lands one round late, and no accelerator waits for the line.",
+        default=False,
+    )
     tokens_per_round: int = key(
         "Tokens of one peer and round that count in full: its weight in the mean is min(1, tokens / this).",
         default=10_240,
