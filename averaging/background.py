@@ -12,7 +12,8 @@ _NICE = 5
 
 
 def give_way() -> None:
-    """Lower the calling thread's priority, for good. Only Linux has a priority per thread; elsewhere it does nothing."""
+    """Lower the calling thread's priority, for good. Only Linux has one per thread; elsewhere it does nothing."""
     if sys.platform == "linux":
+        me = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            os.setpriority(os.PRIO_PROCESS, me, max(_NICE, os.getpriority(os.PRIO_PROCESS, me)))

@@ -167,7 +167,9 @@ class Watch:
 class Peer:
     """One peer, as `run-peer` puts it together, without libp2p and discovery."""
 
-    def __init__(self, index: int, setting: Setting, manifest: Manifest, data: TokenData, where: Path, net: Network):
+    def __init__(
+        self, index: int, setting: Setting, manifest: Manifest, data: TokenData, where: Path, net: Network
+    ) -> None:
         identity = _identity(index)
         batches = SlowBatches(data, setting.batch, index)
         batches.floor = setting.floor

@@ -3,8 +3,8 @@
 The update of a round is taken between two steps, and training goes on from the local parameters. When the round is
 certified, the new parameters land between two steps, with the progress that was made meanwhile: `certified -
 (since - local)`. That progress is in no update yet, and is in the next. So an update lands late by as many steps as
-its aggregation lasted; delayed like this the outer step is that of "eager" DiLoCo variants (Kale et al. 2025, arXiv
-2502.12996, without their estimate of the update that is still on its way).
+its aggregation lasted. Until then the model keeps its own update in full, in place of the mean: close to what Kale,
+Douillard and Donchev (2025, arXiv 2502.12996) call eager updates; delayed landing is also in arXiv 2501.18512.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from peer.stepper import Done, Stepper
 from peer.store import LocalState
 
 MOST_AHEAD = 4
-"""Training pauses when it is so many times `local_steps` ahead of the last update: what is older helps less and less."""
+"""Training pauses when it is so many times `local_steps` ahead of the last update: older work helps ever less."""
 _EVALUATION_SHARE = 0.02
 P = ParamSpec("P")
 T = TypeVar("T")

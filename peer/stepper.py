@@ -1,4 +1,4 @@
-"""Training that does not wait: a thread of its own takes one step after the other, and pauses between two when asked."""
+"""Training that does not wait: a thread of its own takes step after step, and pauses between two when asked."""
 
 from __future__ import annotations
 

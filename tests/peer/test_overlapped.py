@@ -125,7 +125,7 @@ def test_the_manifest_chooses():
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_everything_learned_is_in_exactly_one_place(tmp_path: Path, seed: int):
-    """Rounds with survivors by chance, members that miss one and fetch its state, void rounds, restarts, in any order."""
+    """Rounds with survivors by chance, members that miss one and fetch its state, void rounds, restarts."""
     dice = random.Random(seed)
     with watched(tmp_path) as swarm:
         await swarm.round([0, 1, 2])
