@@ -132,11 +132,11 @@ class Learner:
     async def train(self, round_: int) -> int:
         """Local steps until the manifest's number or deadline; returns the tokens behind the update."""
         self._stop_training = False
-        self._trainer.rounds = float(round_ - 1)
-        return await self._in_thread(self._train)
+        return await self._in_thread(self._train, round_)
 
-    def _train(self) -> int:
+    def _train(self, round_: int) -> int:
         started = time.monotonic()
+        self._trainer.rounds = float(round_ - 1)
         end = started + self.params.deadlines.train
         self._unfold()
         result = self._trainer.train(

@@ -55,11 +55,13 @@ class OverlappedLearner(Learner):
         super().interrupt()
         self._stepper.wake()
 
-    def _train(self) -> int:
+    def _train(self, round_: int) -> int:
         """Take the update, once `local_steps` are done since the last one; they may be done already."""
+        steps, limit = self.manifest.train.local_steps, self.params.deadlines.train
+        with self._stepper.paused():
+            self._trainer.rounds = round_ - 1 + self._stepper.done.tried / steps
         self._stepper.start()
-        settings, limit = self.manifest.train, self.params.deadlines.train
-        with self._stepper.after(settings.local_steps, limit, lambda: self._stop_training):
+        with self._stepper.after(steps, limit, lambda: self._stop_training):
             done = self._stepper.take()
             self._progress.take(self._trainer.local(), self._residual)
             self.train_seconds = done.seconds

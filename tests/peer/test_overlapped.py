@@ -167,11 +167,12 @@ async def test_progress_made_meanwhile_lands_on_the_new_state_with_the_moments(t
         np.testing.assert_allclose(learner._trainer.local(), learner.state.parameters - made, atol=1e-6)
         assert learner._trainer.step == step == (1 + MOST_AHEAD) * STEPS
         assert all(np.array_equal(value, moments[name]) for name, value in _moments(learner).items())
-        # The steps made meanwhile are the next update, at once and with their tokens.
+        # The steps made meanwhile are the next update, at once and with their tokens; the rate's schedule knows them.
         assert learner._stepper.done.tokens == MOST_AHEAD * STEPS * STEP
         rest = learner._residual.copy()
         assert await learner.train(2) == MOST_AHEAD * STEPS * STEP
         np.testing.assert_allclose(learner._residual, rest + made, atol=1e-6)
+        assert learner._trainer.rounds >= 1 + MOST_AHEAD
 
 
 def _moments(learner: Learner) -> dict[str, np.ndarray]:
