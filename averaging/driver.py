@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from averaging.actions import CancelTimer, Note, Send, SetTimer, TimerKey
 from averaging.aggregate import Aggregate
+from averaging.background import give_way
 from averaging.bulk import BulkKind, is_bulk, parse
 from averaging.capacity import Capacity
 from averaging.chain import Chain
@@ -64,7 +65,7 @@ class Work(Protocol):
     """What a learner does for the protocol. Methods are awaited one at a time, except `encode`."""
 
     async def train(self, round_: int) -> int:
-        """Train locally for this round; returns the tokens used."""
+        """Have an update for this round, trained meanwhile or before; returns the tokens behind it."""
         ...
 
     def interrupt(self) -> None:
@@ -131,11 +132,19 @@ class Driver:
     """Runs one participant until `stop`. `failed` is done with the error when it cannot go on."""
 
     def __init__(
-        self, participant: Participant, transport: Transport, work: Work, observer: Observer, *, threads: int = 1
+        self,
+        participant: Participant,
+        transport: Transport,
+        work: Work,
+        observer: Observer,
+        *,
+        threads: int = 1,
+        background: bool = False,
     ) -> None:
+        """`threads` for chunks; `background`: they leave the processor to whatever else this process does."""
         self.participant, self._transport, self._work, self._observer = participant, transport, work, observer
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chunks")
+        self._pool = ThreadPoolExecutor(max(1, threads), "chunks", initializer=give_way if background else None)
         self._errands: Errands[TimerKey] = Errands()
         self._sending: set[asyncio.Task[None]] = set()
         self._working = asyncio.Lock()

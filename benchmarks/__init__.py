@@ -1,1 +1,1 @@
-"""Speed and quality, measured beside a baseline. Not installed; run from the project's root."""
+"""Speed and quality beside a baseline. Never installed; a package because opacus installs one of this name."""

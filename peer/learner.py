@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ from peer.run_params import weighing
 from peer.sent import Sent
 from peer.state import CanonicalState
 from peer.store import LocalState, StateStore
-from peer.trainer import Trainer, TrainerState
+from peer.trainer import Trainer, TrainerState, TrainResult
 
 log = logging.getLogger(__name__)
 
@@ -133,16 +133,21 @@ class Learner:
         Raises ConfigError when training diverged in several rounds in a row.
         """
         self._stop_training = False
-        self._trainer.rounds = float(round_ - 1)
         return await self._in_thread(self._train, round_)
 
     def _train(self, round_: int) -> int:
         started = time.monotonic()
+        self._trainer.rounds = float(round_ - 1)
         end = started + self.params.deadlines.train
         self._unfold()
         result = self._trainer.train(
             self.manifest.train.local_steps, lambda: self._stop_training or time.monotonic() >= end
         )
+        self.train_seconds = time.monotonic() - started
+        return self._count(result, round_)
+
+    def _count(self, result: TrainResult, round_: int) -> int:
+        """Make these steps part of the residual, which is the update; returns the tokens behind it."""
         self._tokens += result.tokens
         self.total_tokens += result.tokens
         self.train_loss = result.loss_mean
@@ -162,7 +167,6 @@ class Learner:
         self._statistics = Statistics(
             self._tokens, loss, loss, 0.0 if cause else norm, 0.0, 0 if cause else result.steps
         )
-        self.train_seconds = time.monotonic() - started
         self._health.trained(cause)
         if cause:
             log.error("sitting out round %d: %s", round_, cause)
@@ -199,11 +203,14 @@ class Learner:
         self._folded = False
         self.state.release()  # not read again until the sums are in
 
-    async def evaluate(self) -> float | None:
-        """Loss of the certified parameters on held-out text, nats per token; None without such text."""
-        return await self._in_thread(self._evaluate)
+    async def evaluate(self, *, surely: bool = True) -> float | None:
+        """Loss of the certified parameters on held-out text, nats per token; None without such text.
 
-    def _evaluate(self) -> float | None:
+        Unless `surely`, a learner that trains meanwhile may return None to keep the time for training.
+        """
+        return await self._in_thread(self._evaluate, surely)
+
+    def _evaluate(self, surely: bool) -> float | None:
         if self._heldout is None or self._folded:
             return None
         return self._trainer.evaluate(self._heldout.evaluation(_HELDOUT_BATCH, _HELDOUT_SEQUENCES))
@@ -381,12 +388,16 @@ class Learner:
         for number in self.store.rounds():
             if self.store.root(number) != chain.state_root(number):
                 self.store.drop(number)  # of a branch that was given up
-        self._trainer.set_parameters(self.state.parameters)
-        self._folded = False
+        self._land()
         self.state.release()
         self._prepared = None
         self.round = record.round
         self.save_local()
+
+    def _land(self) -> None:
+        """The next local steps start from the certified parameters; the residual has all that was learned before."""
+        self._trainer.set_parameters(self.state.parameters)
+        self._folded = False
 
     async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId]) -> bool:
         """Adopt a certified state that I did not commit: from my own prepared sums, else chunk by chunk from donors."""
@@ -453,11 +464,15 @@ class Learner:
 
     def save_local(self) -> None:
         """Save residual, optimizer and data position, bound to the last adopted round. Raises StorageError."""
-        trained = self._trainer.state()
+        arrays, facts = self._local_training()
         sent = None if self._sent is None else self._sent.facts()
-        facts = {"trainer": trained.facts, "tokens": self._tokens, "total": self.total_tokens, "sent": sent}
-        arrays = {"residual": self._residual, **{f"trainer/{name}": value for name, value in trained.arrays.items()}}
-        self.store.save_local(LocalState(self.round, self.state.root(), arrays, facts))
+        facts |= {"tokens": self._tokens, "total": self.total_tokens, "sent": sent}
+        self.store.save_local(LocalState(self.round, self.state.root(), {"residual": self._residual, **arrays}, facts))
+
+    def _local_training(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """What it takes to train on, apart from parameters: arrays, and plain values."""
+        trained = self._trainer.state()
+        return {f"trainer/{name}": value for name, value in trained.arrays.items()}, {"trainer": trained.facts}
 
     def load_local(self, round_: int) -> bool:
         """Go on with what was saved after this certified round; whether there was something."""
@@ -466,9 +481,7 @@ class Learner:
         if local is None:
             return False
         np.copyto(self._residual, local.arrays["residual"])
-        names = [name for name in local.arrays if name.startswith("trainer/")]
-        moments = {name.removeprefix("trainer/"): np.asarray(local.arrays[name]) for name in names}
-        self._trainer.restore(TrainerState(moments, dict(local.facts["trainer"])))
+        self._train_on(local)
         self._tokens, self.total_tokens = int(local.facts["tokens"]), int(local.facts["total"])
         if sent := local.facts.get("sent"):
             # I left before that round was decided: its sum may have my update in it.
@@ -476,6 +489,12 @@ class Learner:
             before = self._residual.copy()
             self._sent = self._make_sent(sent["round"], sid, sent["members"], sent["weight"], dither, before)
         return True
+
+    def _train_on(self, local: LocalState) -> None:
+        """Take up what `_local_training` gave."""
+        names = [name for name in local.arrays if name.startswith("trainer/")]
+        moments = {name.removeprefix("trainer/"): np.asarray(local.arrays[name]) for name in names}
+        self._trainer.restore(TrainerState(moments, dict(local.facts["trainer"])))
 
 
 def _signs(sid: bytes) -> bytes:

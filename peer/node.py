@@ -45,6 +45,7 @@ from peer.learner import Learner
 from peer.manifest import Manifest
 from peer.memory import gauge
 from peer.model import build_model, check_fit
+from peer.overlapped import learner_kind
 from peer.precision import Precision
 from peer.private_trainer import private_trainer, unprotected
 from peer.run_params import run_params
@@ -138,7 +139,7 @@ def _assemble(
     else:
         chain, state = open_chain(stored.frames, manifest.run_id, manifest.founder), store.load_state(stored)
     state.page_out(store.folder)
-    learner = Learner(manifest, params, identity.peer_id, trainer, state, store, heldout, host)
+    learner = learner_kind(manifest)(manifest, params, identity.peer_id, trainer, state, store, heldout, host)
     if stored is not None:
         learner.load_local(stored.round)
         assert chain is not None
@@ -192,7 +193,12 @@ class Node:
     async def run(self, stop: asyncio.Event) -> None:
         """Meet the others and take part until `stop`, or the last round that was asked for."""
         driver = self._driver = Driver(
-            self._participant, self._host, self._learner, self, threads=max(1, self._config.threads)
+            self._participant,
+            self._host,
+            self._learner,
+            self,
+            threads=max(1, self._config.threads),
+            background=self._manifest.train.overlap,
         )
         driver.on_unreachable, driver.on_failure = self._unreachable, self._failed_to_send
         self._host.on_lane_lost = driver.check
@@ -444,7 +450,7 @@ class Node:
         self._driver.run_alone(lambda: self._measure(round_))
 
     async def _measure(self, round_: int) -> None:
-        self._report_round(round_, await self._learner.evaluate())
+        self._report_round(round_, await self._learner.evaluate(surely=self._is_last(round_)))
         if self._is_last(round_):
             self._finished.set()
 

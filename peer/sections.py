@@ -103,6 +103,10 @@ class Train:
         unit="steps",
     )
     local_steps: int = key("Inner steps per round (fewer at a deadline).", default=10, low=1, high=10**6, unit="steps")
+    overlap: bool = key(
+        "Train on while a round is aggregated: an update lands one round late, and no accelerator waits for the line.",
+        default=False,
+    )
     tokens_per_round: int = key(
         "Tokens of one peer and round that count in full, in the tally and in the mean; more count no more.",
         default=10_240,

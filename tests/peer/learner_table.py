@@ -17,6 +17,7 @@ from dht.wire import digest
 from peer.catch_up import Donor
 from peer.learner import Learner
 from peer.manifest import Manifest
+from peer.overlapped import learner_kind
 from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
@@ -60,7 +61,8 @@ class Table:
         genesis = CanonicalState.genesis(schema, trainer.local().copy(), self.manifest.first_clip)
         state = store.load_state(stored) if stored else genesis
         port = Network().port(self.ids[index])
-        learner = Learner(self.manifest, params, self.ids[index], trainer, state, store, None, port)
+        kind = learner_kind(self.manifest)
+        learner = kind(self.manifest, params, self.ids[index], trainer, state, store, None, port)
         if stored:
             assert learner.load_local(stored.round)
         return learner

@@ -26,6 +26,7 @@ from peer.data import TokenBatches, TokenData
 from peer.manifest import Codec, Cohort, Data, Deadlines, Manifest, Model, Run, Train, Weights
 from peer.model import build_model
 from peer.node import Node, _assemble
+from peer.overlapped import OverlappedLearner
 from peer.trainer import Trainer
 
 PATIENCE = 60.0
@@ -216,6 +217,8 @@ class Peer:
         """What SIGKILL leaves: the disk."""
         self.network.gone.add(self.id)
         await self.driver.stop()
+        if isinstance(self.learner, OverlappedLearner):
+            self.learner._stepper.stop()
         self.guard.close()
 
     async def leave(self) -> None:

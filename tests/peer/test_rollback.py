@@ -47,8 +47,8 @@ def recover(chain: Chain, members: list[PeerId]) -> None:
 class Forked:
     """Six learners that went through one round together and then on two branches, three on each."""
 
-    def __init__(self, folder: Path, outer: Outer = OUTERS[1]) -> None:
-        self.table = Table(folder, 6, tiny_manifest(6).replace(outer=outer))
+    def __init__(self, folder: Path, outer: Outer = OUTERS[1], **train: Any) -> None:
+        self.table = Table(folder, 6, tiny_manifest(6, **train).replace(outer=outer))
         self.learners, self.ids = self.table.learners, self.table.ids
         self.means: list[np.ndarray] = []
 
