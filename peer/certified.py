@@ -45,5 +45,7 @@ def _epsilon(data_dir: Path) -> float | None:
 def schema_of(manifest: Manifest) -> StateSchema:
     """What the states of a run look like; builds the model to know. Raises ConfigError."""
     from peer.model import ParameterVector, build_model
+    from peer.personal import personal_names
 
-    return ParameterVector(build_model(manifest)).schema(manifest.run_id, len(manifest.weights.domains))
+    model = build_model(manifest)
+    return ParameterVector(model, personal_names(model, manifest)).schema(manifest.run_id, len(manifest.weights.domains))
