@@ -8,6 +8,7 @@ peers add up factors of different matrices. So A is drawn here, from integers, b
 from __future__ import annotations
 
 import math
+import warnings
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,7 +59,9 @@ def with_adapter(model: PreTrainedModel, manifest: Manifest) -> PreTrainedModel 
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft reads an attribute of the model that transformers is about to rename.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(manifest.model.seed)
         adapted = get_peft_model(model, config)
     for name, entry in adapted.named_parameters():
@@ -78,7 +81,7 @@ def _is_trained(name: str, floating: bool, manifest: Manifest) -> bool:
 def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
     names = [name for name, _ in model.named_modules()]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(f".{name}".endswith(f".{target}") for name in names):
             matrices = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_matrix(module)}
             raise ConfigError(
                 f"adapter.targets names {target!r}, which this model does not have",
@@ -87,7 +90,7 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
 
 
 def _is_matrix(module: nn.Module) -> bool:
-    return getattr(module, "weight", None) is not None and module.weight.ndim == 2 and not list(module.children())
+    return bool(getattr(getattr(module, "weight", None), "ndim", 0) == 2)
 
 
 def draw(shape: tuple[int, ...], seed: int, name: str) -> Vector:

@@ -59,7 +59,9 @@ def config_of(choice: Model) -> Any:
 
 def weight_files(folder: Path, gguf: str = "") -> list[Path]:
     """The files that hold a folder's weights, by name. Raises ConfigError when there are none."""
-    found = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    found = (
+        [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    )
     if not found or not all(path.is_file() for path in found):
         wanted = gguf or "weights (*.safetensors)"
         raise ConfigError(
@@ -116,9 +118,7 @@ def _nf4() -> Any:
     from transformers import BitsAndBytesConfig
 
     # Arithmetic is float32; autocast does its own.
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 
 
 def _keep_trainable(model: Any) -> None:

@@ -37,11 +37,12 @@ class Model:
     seed: int = key("Seed of a new model's first weights, and of an adapter's.", default=0, low=0, high=2**63 - 1)
     path: str = key("Or a folder that AutoModelForCausalLM.from_pretrained loads, on every peer.", default="")
     gguf: str = key(
-        "Name of a GGUF file in `path` to load the weights from, and the tokenizer if its source is `path` too.", default=""
+        "Name of a GGUF file in `path` to load the weights from, and the tokenizer if its source is `path` too.",
+        default="",
     )
     sha256: str = key(
-        "SHA-256 of the weights in `path`, which every peer's file must have: 64 hexadecimal digits, as sha256sum prints "
-        "them for one file; of several files that of sha256sum's own lines.",
+        "SHA-256 of the weights in `path`, which every peer's must have: 64 hexadecimal digits, as sha256sum prints "
+        "for one file; for several, that of sha256sum's own lines.",
         default="",
     )
     hub: str = key("Or the id of a model on the Hugging Face hub.", default="")
@@ -83,9 +84,7 @@ class Personal:
     patterns: tuple[str, ...] = key(
         "Names of such parameters, with the wildcards of file names: 'lm_head.*', '*.layers.29.*'.", default=()
     )
-    adapter: bool = key(
-        "The adapter is each peer's own, on top of a model that is trained together.", default=False
-    )
+    adapter: bool = key("The adapter is each peer's own, on top of a model that is trained together.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dht.errors import ConfigError
 from peer.manifest import Manifest, TokenizerChoice
@@ -57,7 +57,7 @@ def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
         return byte_tokenizer()
     from transformers import AutoTokenizer
 
-    where = {"revision": choice.revision} if choice.kind == "hub" else {"local_files_only": True}
+    where: dict[str, Any] = {"revision": choice.revision} if choice.kind == "hub" else {"local_files_only": True}
     if manifest.model.gguf and choice.source == manifest.model.path:
         where["gguf_file"] = manifest.model.gguf
     try:
