@@ -7,6 +7,7 @@ peers add up factors of different matrices. So A is drawn here, from integers, b
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from hashlib import sha256
@@ -49,6 +50,8 @@ def with_adapter(model: PreTrainedModel, manifest: Manifest) -> PreTrainedModel 
     if choice.kind == "none":
         return model
     import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it warns of kernels nobody asked for
     from peft import LoraConfig, get_peft_model
 
     _check_targets(model, choice.targets)

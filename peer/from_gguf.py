@@ -27,7 +27,8 @@ def convert(source: Path, folder: Path) -> str:
     if folder.exists():
         raise StorageError(f"{folder} exists", remedy="name a new folder")
     try:
-        magic = source.open("rb").read(4)
+        with source.open("rb") as file:
+            magic = file.read(4)
     except OSError as error:
         raise ConfigError(f"cannot read {source}: {error.strerror}") from error
     if magic != b"GGUF":
