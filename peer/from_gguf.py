@@ -28,10 +28,10 @@ def convert(source: Path, folder: Path) -> str:
         raise StorageError(f"{folder} exists", remedy="name a new folder")
     try:
         with source.open("rb") as file:
-            magic = file.read(4)
+            magic = int.from_bytes(file.read(4), "little")
     except OSError as error:
         raise ConfigError(f"cannot read {source}: {error.strerror}") from error
-    if magic != b"GGUF":
+    if magic != _magic():
         raise ConfigError(f"{source} is not a GGUF file")
     where = {"gguf_file": source.name, "local_files_only": True}
     try:
@@ -39,7 +39,7 @@ def convert(source: Path, folder: Path) -> str:
         model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **where)
     except Exception as error:  # transformers and gguf raise ValueError, KeyError, ImportError and their own
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"cannot convert {source}: {first}", remedy="pip install murmuration[finetune]") from error
+        raise ConfigError(f"cannot convert {source}: {first}", remedy="is it a causal language model?") from error
     forget_gguf(model)
     folder = folder.resolve()
     try:
@@ -50,6 +50,14 @@ def convert(source: Path, folder: Path) -> str:
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error}", remedy="free disk space or choose another") from error
     return weights_sha256(folder)
+
+
+def _magic() -> int:
+    try:
+        from gguf.constants import GGUF_MAGIC
+    except ImportError as error:
+        raise ConfigError("reading GGUF needs the package gguf", remedy="pip install murmuration[finetune]") from error
+    return int(GGUF_MAGIC)
 
 
 def main() -> None:

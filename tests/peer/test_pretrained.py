@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dht.errors import ConfigError, IncompatibleRunError, StorageError
-from peer.from_gguf import convert
+from peer.from_gguf import convert, main
 from peer.manifest import Model, TokenizerChoice
 from peer.model import ParameterVector, build_model
 from peer.pretrained import config_of, weights_sha256
@@ -147,13 +147,12 @@ def test_what_is_not_converted(gguf, tmp_path):
         convert(gguf, tmp_path)
 
 
-def test_the_command_says_what_goes_into_the_manifest(gguf, tmp_path):
-    command = [sys.executable, "-m", "peer.from_gguf", str(gguf), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f'path = "{tmp_path / "out"}"\nsha256 = "{weights_sha256(tmp_path / "out")}"\n'
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stdout) == (1, "") and "exists" in again.stderr
+def test_the_command_says_what_goes_into_the_manifest(gguf, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["from_gguf", str(gguf), str(tmp_path / "out")])
+    main()
+    assert capsys.readouterr().out == f'path = "{tmp_path / "out"}"\nsha256 = "{weights_sha256(tmp_path / "out")}"\n'
+    with pytest.raises(SystemExit, match="exists"):
+        main()
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(base, gguf, tmp_path, caplog):
