@@ -44,7 +44,7 @@ class Needs:
 
     @property
     def bytes(self) -> int:
-        """Weights, for each trained parameter its gradient and the optimizer's moments, for each shared the residual."""
+        """Weights, gradients and moments of what is trained, and the residual of what is shared."""
         return round(self.weights + self.trained * (_FLOAT + self.moment_bytes) + self.shared * _FLOAT)
 
     def check(self, free: float) -> None:

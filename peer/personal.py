@@ -49,6 +49,7 @@ class PersonalParameters:
 
     def __init__(self, model: torch.nn.Module, names: Collection[str]) -> None:
         self._entries = {name: entry for name, entry in trained_parameters(model) if name in names}
+        self._good = {name: entry.detach().clone() for name, entry in self._entries.items()}
 
     def __len__(self) -> int:
         return sum(entry.numel() for entry in self._entries.values())
@@ -56,6 +57,20 @@ class PersonalParameters:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """float32 arrays as a trainer saves them; on a CPU views of the model's memory."""
         return {f"{_PREFIX}{name}": entry.detach().cpu().numpy() for name, entry in self._entries.items()}
+
+    def is_finite(self) -> bool:
+        """Whether all of them are finite numbers."""
+        return all(bool(torch.isfinite(entry).all()) for entry in self._entries.values())
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Remember them as they are, or go back to what was remembered last when they are not all finite.
+
+        No other peer could give them back, so they are never saved as anything but numbers.
+        """
+        source, target = (self._entries, self._good) if self.is_finite() else (self._good, self._entries)
+        for name, entry in target.items():
+            entry.copy_(source[name])
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take over what `arrays` or `stored` returned. Raises ConfigError when it is another model's."""
@@ -65,6 +80,7 @@ class PersonalParameters:
                 raise ConfigError(f"the saved personal parameters do not fit the model: {name}")
             with torch.no_grad():
                 entry.copy_(torch.from_numpy(np.array(value)))
+        self.settle()
 
 
 def is_personal(key: str) -> bool:

@@ -214,11 +214,12 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Whether every local parameter is a finite number."""
-        return self.vector.is_finite()
+        return self.vector.is_finite() and self.personal.is_finite()
 
     def start_over(self, flat: Vector) -> None:
         """Go on from these parameters, float32[D], without moments, which may be poisoned: the warm-up begins again."""
         self.set_parameters(flat)
+        self.personal.settle()
         self._optimizer.forget()
         self.step = self._bad_in_a_row = 0
 
@@ -237,6 +238,7 @@ class Trainer:
 
     def state(self) -> TrainerState:
         """Optimizer moments, step count, data position and personal parameters; not the common ones."""
+        self.personal.settle()
         arrays = self.personal.arrays()
         scalars: dict[str, float] = {}
         for name, entry in self._named:

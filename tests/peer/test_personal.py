@@ -162,6 +162,21 @@ def _text(step: int) -> np.ndarray:
     return (97 + np.cumsum(steps) % 23).astype(np.uint8)
 
 
+async def test_what_is_not_a_number_is_neither_kept_nor_saved(base, tmp_path):
+    table = Table(tmp_path, manifest=with_head(base))
+    await table.round()
+    learner = table.learners[0]
+    good = own(learner)["personal/lm_head.weight"]
+    learner._trainer.personal.arrays()["personal/lm_head.weight"][3, 4] = np.nan
+    assert not learner._trainer.is_finite()
+    learner.save_local()
+    np.testing.assert_array_equal(stored(learner.store)["personal/lm_head.weight"], good)
+    learner._trainer.personal.arrays()["personal/lm_head.weight"][3, 4] = np.inf
+    learner._trainer.start_over(learner.state.parameters)
+    assert learner._trainer.is_finite()
+    np.testing.assert_array_equal(own(learner)["personal/lm_head.weight"], good)
+
+
 def test_values_of_another_model_are_refused(base):
     manifest = with_head(base)
     batches = TokenBatches(TokenData(np.zeros(64, np.uint8), 16, "x"), 1, 0)
