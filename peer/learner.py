@@ -47,7 +47,6 @@ from peer.history import ChainFrames
 from peer.manifest import Manifest
 from peer.noise import NoisePlan, NoisyEncoder
 from peer.outer import OuterStep, Vector
-from peer.personal import stored
 from peer.prepared import Prepared
 from peer.rollback import bring_again, part_in, pinned_rounds, state_round
 from peer.run_params import weighing
@@ -106,8 +105,7 @@ class Learner:
         self.total_tokens = 0
         self.round = 0
         trainer.set_parameters(state.parameters)
-        if len(trainer.personal) and (own := stored(store)):
-            trainer.personal.restore(own)
+        trainer.personal.resume(store)
         state.release()
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -82,6 +82,11 @@ class PersonalParameters:
                 entry.copy_(torch.from_numpy(np.array(value)))
         self.settle()
 
+    def resume(self, store: StateStore) -> None:
+        """Go on with what was saved last, if there is anything."""
+        if self._entries and (saved := stored(store)):
+            self.restore(saved)
+
 
 def is_personal(key: str) -> bool:
     """Whether a trainer's saved array is one of `PersonalParameters.arrays`."""
