@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from dht.errors import StorageError
 from dht.identity import PeerId
@@ -20,20 +23,38 @@ if TYPE_CHECKING:
 
 def newest(data_dir: Path, manifest: Manifest) -> tuple[CanonicalState, RunFacts]:
     """The newest state that its chain of records certifies, checked to the last hash. Raises StorageError."""
+    store = open_store(data_dir, manifest)
+    stored = store.load_newest(lambda found: certify(found, manifest.run_id, manifest.founder))
+    if stored is None:
+        remedy = "let the peer finish a round, and use the run.toml that it ran with"
+        raise StorageError(f"{store.folder} holds no certified state of run {manifest.run.name}", remedy=remedy)
+    chain = open_chain(stored.frames, manifest.run_id, manifest.founder)
+    tokens = {str(PeerId(peer)): share.tokens for peer, share in chain.tally.shares.items()}
+    return store.load_state(stored), RunFacts(stored.round, stored.root, tokens, epsilon=_epsilon(data_dir))
+
+
+def own_parameters(data_dir: Path, manifest: Manifest) -> Mapping[str, NDArray[Any]] | None:
+    """The peer's personal parameters as last saved; None in a run without any. Raises StorageError."""
+    if not (manifest.personal.patterns or manifest.personal.adapter):
+        return None
+    from peer.personal import stored
+
+    found = stored(open_store(data_dir, manifest))
+    if not found:
+        remedy = "let the peer finish a round, or leave its personal parameters out: run-peer export --common"
+        raise StorageError(f"{data_dir} holds no personal parameters of run {manifest.run.name}", remedy=remedy)
+    return found
+
+
+def open_store(data_dir: Path, manifest: Manifest) -> StateStore:
+    """The store of the peer's states in this run. Raises StorageError when there is none."""
     from peer.node import state_folder
 
     folder = state_folder(data_dir, manifest)
     if not folder.is_dir():
         remedy = "name the peer's folder with --data-dir, and the run.toml that it ran with"
         raise StorageError(f"no peer has trained in {data_dir} for run {manifest.run.name}", remedy=remedy)
-    store = StateStore(folder, schema_of(manifest))
-    stored = store.load_newest(lambda found: certify(found, manifest.run_id, manifest.founder))
-    if stored is None:
-        remedy = "let the peer finish a round, and use the run.toml that it ran with"
-        raise StorageError(f"{folder} holds no certified state of run {manifest.run.name}", remedy=remedy)
-    chain = open_chain(stored.frames, manifest.run_id, manifest.founder)
-    tokens = {str(PeerId(peer)): share.tokens for peer, share in chain.tally.shares.items()}
-    return store.load_state(stored), RunFacts(stored.round, stored.root, tokens, epsilon=_epsilon(data_dir))
+    return StateStore(folder, schema_of(manifest))
 
 
 def _epsilon(data_dir: Path) -> float | None:
@@ -45,5 +66,8 @@ def _epsilon(data_dir: Path) -> float | None:
 def schema_of(manifest: Manifest) -> StateSchema:
     """What the states of a run look like; builds the model to know. Raises ConfigError."""
     from peer.model import ParameterVector, build_model
+    from peer.personal import personal_names
 
-    return ParameterVector(build_model(manifest)).schema(manifest.run_id, len(manifest.weights.domains))
+    model = build_model(manifest)
+    vector = ParameterVector(model, personal_names(model, manifest))
+    return vector.schema(manifest.run_id, len(manifest.weights.domains))

@@ -226,6 +226,8 @@ def doctor(config: Annotated[PeerConfig | None, Parameter(name="*")] = None) -> 
 def export(
     directory: Path,
     *,
+    merge: Annotated[bool, Parameter(negative=())] = False,
+    common: Annotated[bool, Parameter(negative=())] = False,
     run: RunFile = DEFAULT_RUN,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     config: ConfigPath = None,
@@ -237,14 +239,19 @@ def export(
     ----------
     directory
         Where to write it: a new or empty folder.
+    merge
+        Write the whole model with the run's adapter added in, instead of the adapter alone.
+    common
+        Leave out the parameters that are this peer's own ([personal] in the manifest).
     """
-    from peer.certified import newest
+    from peer.certified import newest, own_parameters
     from peer.export import export as write_model
     from peer.manifest import Manifest
 
     manifest = Manifest.load(existing(run))
     state, facts = newest(data_dir, manifest)
-    write_model(directory, state, manifest, facts)
+    personal = None if common else own_parameters(data_dir, manifest)
+    write_model(directory, state, manifest, facts, merge=merge, personal=personal)
     if json:
         print_json({"directory": str(directory), "round": facts.round, "root": facts.root.hex()})
     else:

@@ -105,6 +105,7 @@ class Learner:
         self.total_tokens = 0
         self.round = 0
         trainer.set_parameters(state.parameters)
+        trainer.personal.resume(store)
         state.release()
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -24,6 +24,7 @@ from dht.identity import PeerId
 from dht.wire import digest
 from peer.noise import noise_clip
 from peer.sections import (
+    Adapter,
     Admission,
     Codec,
     Cohort,
@@ -32,6 +33,7 @@ from peer.sections import (
     LedgerChoice,
     Model,
     Outer,
+    Personal,
     Privacy,
     Run,
     TokenizerChoice,
@@ -41,6 +43,7 @@ from peer.sections import (
 from peer.strict_toml import annotated, check, parse, plain, section
 
 __all__ = [
+    "Adapter",
     "Admission",
     "Codec",
     "Cohort",
@@ -50,6 +53,7 @@ __all__ = [
     "Manifest",
     "Model",
     "Outer",
+    "Personal",
     "Privacy",
     "Run",
     "TokenizerChoice",
@@ -69,6 +73,8 @@ class Manifest:
     model: Model = section("The model: exactly one of `config`, `path` and `hub`.", Model)
     tokenizer: TokenizerChoice = section("How text becomes tokens.", TokenizerChoice)
     data: Data = section("How tokens become sequences.", Data)
+    adapter: Adapter = section("What is trained instead of the whole model.", Adapter)
+    personal: Personal = section("What every peer trains for itself alone.", Personal)
     train: Train = section("The inner optimizer, which each peer runs alone.", Train)
     weights: Weights = section("How much each peer's update counts in the mean.", Weights)
     outer: Outer = section("The outer optimizer, which everyone runs on the mean update.", Outer)
@@ -83,6 +89,7 @@ class Manifest:
         check(self)
         _check_names(self)
         _check_model(self)
+        _check_adapter(self)
         _check_ledger(self.ledger)
         _check_step(self.train.tokens_per_step, self.data.sequence_length)
         if self.privacy.noise_multiplier and (self.codec.ring_bits, self.codec.pack) != (32, 1):
@@ -237,3 +244,34 @@ def _check_model(manifest: Manifest) -> None:
     for where, is_hub, revision in pinned:
         if is_hub != bool(re.fullmatch(r"[0-9a-f]{40}", revision)):
             raise ConfigError(f"{where}.revision must be a full commit exactly where {where} comes from the hub")
+    for name in ("gguf", "sha256"):
+        if getattr(model, name) and not model.path:
+            raise ConfigError(f"model.{name} belongs to model.path", remedy="give model.path, or leave it out")
+    if "/" in model.gguf:
+        raise ConfigError(f"model.gguf = {model.gguf!r} is not the name of a file in model.path")
+    if model.sha256 and not re.fullmatch(r"[0-9a-f]{64}", model.sha256):
+        raise ConfigError(
+            f"model.sha256 = {model.sha256!r} is not a SHA-256", remedy="64 digits of 0-9 and a-f, as sha256sum prints"
+        )
+
+
+def _check_adapter(manifest: Manifest) -> None:
+    model, adapter, personal = manifest.model, manifest.adapter, manifest.personal
+    if adapter.kind == "none":
+        for path, given in (("adapter.freeze_a", adapter.freeze_a), ("personal.adapter", personal.adapter)):
+            if given:
+                raise ConfigError(f"{path} needs an adapter", remedy='set adapter.kind = "lora"')
+    if adapter.kind == "lora" and not adapter.targets:
+        raise ConfigError("adapter.targets is empty", remedy='for instance targets = ["q_proj", "v_proj"]')
+    if model.quantized == "none":
+        return
+    if adapter.kind == "none" or personal.adapter:
+        raise ConfigError(
+            "weights in 4 bits cannot be trained: model.quantized needs an adapter that is trained instead",
+            remedy='set adapter.kind = "lora" and personal.adapter = false',
+        )
+    if model.config or model.gguf:
+        raise ConfigError(
+            "model.quantized needs saved weights",
+            remedy="convert a GGUF file once (python -m peer.from_gguf FILE FOLDER) and name the folder in model.path",
+        )

@@ -7,15 +7,17 @@ memory on a CPU (each parameter becomes a view into it), so an update can be rea
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from dht.errors import ConfigError
+from dht.errors import ConfigError, MurmurationError
+from peer.adapter import plain_name, with_adapter
 from peer.manifest import Manifest
 from peer.outer import Vector
+from peer.pretrained import load_pretrained
 from peer.state import StateSchema
 
 if TYPE_CHECKING:
@@ -24,28 +26,25 @@ if TYPE_CHECKING:
 _COPY_ELEMENTS = 1 << 20  # elements converted at a time when model and vector differ in dtype or device
 
 
-def build_model(manifest: Manifest) -> PreTrainedModel:
-    """The model that the manifest names, float32, on the CPU. A new one has the same weights for the same seed.
+def build_model(manifest: Manifest, *, quantized: bool = True) -> PreTrainedModel:
+    """The model that the manifest names, with its adapter, float32, on the CPU. The same seed draws the same weights.
 
     Weights drawn from a seed can differ in the last bit between CPU families; the founding record's root decides,
-    and who differs fetches what differs. Raises ConfigError when the model cannot be made or loaded.
+    and who differs fetches what differs. `quantized=False` loads a base in float32 that the manifest wants in 4 bits,
+    as merging an adapter needs it; trained parameters are the same. Raises ConfigError when the model cannot be made
+    or loaded, IncompatibleRunError when its weights are not those that the run is bound to.
     """
-    from transformers import AutoModelForCausalLM
-
     quiet_without_terminal()
     choice = manifest.model
     try:
-        if choice.config:
-            return _new_model(dict(choice.config), choice.seed)
-        source = {"revision": choice.revision} if choice.hub else {"local_files_only": True}
-        model = AutoModelForCausalLM.from_pretrained(
-            choice.hub or choice.path, dtype=torch.float32, trust_remote_code=False, **source
-        )
+        model = _new_model(dict(choice.config), choice.seed) if choice.config else load_pretrained(choice, quantized)
+        return cast("PreTrainedModel", with_adapter(model, manifest))
+    except MurmurationError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError, ImportError, its own
         first = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"model {choice.hub or choice.path}" if not choice.config else "model of [model] config"
         raise ConfigError(f"cannot make the {where}: {first}", remedy="check [model] in the manifest") from error
-    return cast("PreTrainedModel", model)
 
 
 def quiet_without_terminal() -> None:
@@ -82,15 +81,21 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manife
         )
 
 
+def trained_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Names and parameters that are trained, sorted by name."""
+    named = ((plain_name(name), entry) for name, entry in model.named_parameters() if entry.requires_grad)
+    return sorted(named, key=lambda pair: pair[0])
+
+
 class ParameterVector:
-    """A model's trained parameters as one flat vector of D elements, sorted by name.
+    """A model's trained parameters as one flat vector of D elements, sorted by name; those in `personal` stay out.
 
     Takes over the memory of the parameters, so make it after the model is on its device. The model's dtype may be
     bfloat16 as well; numpy sees float32 in every case. Raises ConfigError for a model with mixed dtypes or devices.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        named = sorted((name, entry) for name, entry in model.named_parameters() if entry.requires_grad)
+    def __init__(self, model: torch.nn.Module, personal: Collection[str] = ()) -> None:
+        named = [(name, entry) for name, entry in trained_parameters(model) if name not in personal]
         if not named:
             raise ConfigError("the model has no trained parameter")
         if len({(entry.dtype, entry.device) for _, entry in named}) > 1:

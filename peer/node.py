@@ -51,7 +51,7 @@ from peer.private_trainer import private_trainer, unprotected
 from peer.run_params import run_params
 from peer.state import CanonicalState
 from peer.store import StateStore
-from peer.tokenizer import load_tokenizer
+from peer.tokenizer import check_same_tokens, load_tokenizer
 from peer.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ def _make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, Toke
     needs(manifest).check(gauge(Precision.resolve(config.device, manifest.model.dtype).torch_device).free())
     model = build_model(manifest)
     check_fit(model, tokenizer, manifest)
+    check_same_tokens(tokenizer, manifest)
     precision = None if config.precision == "auto" else config.precision
     sequences = step_sequences(manifest, config.batch_size)
     if config.dp:

@@ -34,8 +34,17 @@ class Model:
     config: dict[str, Any] = key(
         "A new model: `model_type` and its sizes, as transformers' AutoConfig.for_model takes them.", default={}
     )
-    seed: int = key("Seed of a new model's first weights.", default=0, low=0, high=2**63 - 1)
+    seed: int = key("Seed of a new model's first weights, and of an adapter's.", default=0, low=0, high=2**63 - 1)
     path: str = key("Or a folder that AutoModelForCausalLM.from_pretrained loads, on every peer.", default="")
+    gguf: str = key(
+        "Name of a GGUF file in `path` to load the weights from, and the tokenizer if its source is `path` too.",
+        default="",
+    )
+    sha256: str = key(
+        "SHA-256 of the weights in `path`, which every peer's must have: 64 hexadecimal digits, as sha256sum prints "
+        "for one file; for several, that of sha256sum's own lines.",
+        default="",
+    )
     hub: str = key("Or the id of a model on the Hugging Face hub.", default="")
     revision: str = key("Commit of the hub model: 40 hexadecimal digits, since a branch name can move.", default="")
     dtype: str = key(
@@ -43,6 +52,39 @@ class Model:
         default="fp32",
         choices=("fp32", "bf16"),
     )
+    quantized: str = key(
+        "'nf4': matrices of the frozen base are held in 4 bits (bitsandbytes), under an adapter that is not.",
+        default="none",
+        choices=("none", "nf4"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """[adapter]: train low-rank additions to a frozen model (LoRA, arXiv 2106.09685) instead of the model itself."""
+
+    kind: str = key("'lora': only adapters are trained and travel.", default="none", choices=("none", "lora"))
+    rank: int = key("Rank of the additions.", default=8, low=1, high=4096)
+    alpha: float = key("Their scale: additions count alpha / rank.", default=16.0, low=1e-3, high=1e6)
+    targets: tuple[str, ...] = key(
+        "Names of the modules that get one: the last part of their dotted name, or all of it.",
+        default=("q_proj", "v_proj"),
+    )
+    freeze_a: bool = key(
+        "Train and send only B; A stays as the seed drew it. Means of updates are exact then (FFA-LoRA, arXiv "
+        "2403.12313), and a good learning rate is higher.",
+        default=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Personal:
+    """[personal]: trained parameters that never leave a peer (FedPer, arXiv 1912.00818)."""
+
+    patterns: tuple[str, ...] = key(
+        "Names of such parameters, with the wildcards of file names: 'lm_head.*', '*.layers.29.*'.", default=()
+    )
+    adapter: bool = key("The adapter is each peer's own, on top of a model that is trained together.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

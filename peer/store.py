@@ -274,15 +274,18 @@ class StateStore:
 
     def load_local(self, round_number: int, root: bytes) -> LocalState | None:
         """What was saved after this certified round with this root, or None; damaged is skipped with a warning."""
+        return next((local for local in self._locals() if (local.round, local.root) == (round_number, root)), None)
+
+    def newest_local(self) -> LocalState | None:
+        """What was saved last, after whatever round; damaged is skipped with a warning."""
+        return next(self._locals(), None)
+
+    def _locals(self) -> Iterator[LocalState]:
         for path in reversed(self._local_folders()):
             try:
-                local = self._load_local(path)
+                yield self._load_local(path)
             except (OSError, ValueError, KeyError, TypeError, StorageError) as error:
                 log.warning("the local training on disk is damaged (%s): going on without it", error)
-                continue
-            if (local.round, local.root) == (round_number, root):
-                return local
-        return None
 
     def _load_local(self, path: Path) -> LocalState:
         index = json.loads((path / "index.json").read_bytes())

@@ -101,7 +101,7 @@ def _table(instance: Any, where: str) -> Iterator[str]:
             continue
         yield from _comment(_describe(field))
         # An unused alternative is shown as a comment, so that the file says it exists.
-        unused = "# " if value in ("", {}) else ""
+        unused = "# " if value in ("", {}, ()) else ""
         yield f"{unused}{field.name} = {_literal(value)}"
     yield from tables
 

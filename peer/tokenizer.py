@@ -6,8 +6,10 @@ with no code of ours. Token i is byte i; token 256 ends a document, pads and beg
 
 from __future__ import annotations
 
+import logging
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dht.errors import ConfigError
 from peer.manifest import Manifest, TokenizerChoice
@@ -15,6 +17,8 @@ from peer.manifest import Manifest, TokenizerChoice
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 END_OF_TEXT = "<|endoftext|>"
 BYTE_VOCABULARY = 257
 
@@ -53,9 +57,11 @@ def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
         return byte_tokenizer()
     from transformers import AutoTokenizer
 
-    revision = {"revision": choice.revision} if choice.kind == "hub" else {"local_files_only": True}
+    where: dict[str, Any] = {"revision": choice.revision} if choice.kind == "hub" else {"local_files_only": True}
+    if manifest.model.gguf and choice.source == manifest.model.path:
+        where["gguf_file"] = manifest.model.gguf
     try:
-        tokenizer = AutoTokenizer.from_pretrained(choice.source, **revision)
+        tokenizer = AutoTokenizer.from_pretrained(choice.source, **where)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError and its own
         raise _unloadable(choice, error) from error
     if tokenizer.eos_token_id is None:
@@ -64,6 +70,33 @@ def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
             remedy="set eos_token in its tokenizer_config.json",
         )
     return tokenizer
+
+
+def check_same_tokens(tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
+    """Raise ConfigError when the model's folder holds a tokenizer that gives other numbers to the same pieces of text.
+
+    Such a model would read noise, however well the sizes fit. One that only splits text elsewhere is a warning.
+    """
+    folder, choice = Path(manifest.model.path), manifest.tokenizer
+    if not manifest.model.path or (choice.kind == "path" and Path(choice.source) == folder):
+        return
+    if not manifest.model.gguf and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return
+    same = TokenizerChoice(kind="path", source=manifest.model.path)
+    try:
+        models = load_tokenizer(manifest.replace(tokenizer=same))
+    except ConfigError as error:
+        log.warning("the tokenizer in the model's own folder was not compared: %s", error.message)
+        return
+    ours, theirs = tokenizer.get_vocab(), models.get_vocab()
+    if ours != theirs:
+        differing = len({piece for piece in ours.keys() | theirs.keys() if ours.get(piece) != theirs.get(piece)})
+        raise ConfigError(
+            f"the run's tokenizer is not the model's: {differing} of {len(ours.keys() | theirs.keys())} tokens differ",
+            remedy=f'set [tokenizer] kind = "path" and source = "{manifest.model.path}"',
+        )
+    if fingerprint(tokenizer) != fingerprint(models):
+        log.warning("the run's tokenizer splits text by other rules than the one in %s", folder)
 
 
 def _unloadable(choice: TokenizerChoice, error: Exception) -> ConfigError:

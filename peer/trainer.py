@@ -21,8 +21,9 @@ from peer.batching import Fit, Pace, halved, parts
 from peer.inner import InnerOptimizer, rate_at
 from peer.manifest import Manifest
 from peer.memory import give_back, is_out_of_memory, too_little
-from peer.model import ParameterVector
+from peer.model import ParameterVector, trained_parameters
 from peer.outer import Vector
+from peer.personal import PersonalParameters, is_personal, personal_names
 from peer.precision import Precision
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ class Trainer:
             torch.set_num_threads(threads)
         self.model = model.to(self.precision.torch_device)  # type: ignore[arg-type]
         self.model.train()
-        self.vector = ParameterVector(self.model)
+        own = personal_names(self.model, manifest)
+        self.vector = ParameterVector(self.model, own)
+        self.personal = PersonalParameters(self.model, own)
         self.batches = batches
         self.claim: float | None = None  # epsilon at `peer.dp.CLAIM_DELTA`, where there is a promise
         self.step = 0  # inner steps since this peer joined, or since `start_over`; drives the warm-up
@@ -100,7 +103,7 @@ class Trainer:
         self.report: Callable[..., None] = lambda name, **fields: None  # takes events, as `Reporter.event` does
         self._bad_in_a_row = 0
         self._settings = manifest.train
-        self._named = [(name, entry) for name, entry in sorted(model.named_parameters()) if entry.requires_grad]
+        self._named = trained_parameters(self.model)
         self._optimizer = InnerOptimizer(self._named, manifest.train, self.precision.torch_device)
         self.notes = self._optimizer.notes
 
@@ -211,11 +214,12 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Whether every local parameter is a finite number."""
-        return self.vector.is_finite()
+        return self.vector.is_finite() and self.personal.is_finite()
 
     def start_over(self, flat: Vector) -> None:
         """Go on from these parameters, float32[D], without moments, which may be poisoned: the warm-up begins again."""
         self.set_parameters(flat)
+        self.personal.settle()
         self._optimizer.forget()
         self.step = self._bad_in_a_row = 0
 
@@ -233,8 +237,9 @@ class Trainer:
         return self.vector.view()
 
     def state(self) -> TrainerState:
-        """Optimizer moments, step count and data position; not the parameters."""
-        arrays: dict[str, NDArray[Any]] = {}
+        """Optimizer moments, step count, data position and personal parameters; not the common ones."""
+        self.personal.settle()
+        arrays = self.personal.arrays()
         scalars: dict[str, float] = {}
         for name, entry in self._named:
             for what, value in self._optimizer.moments(entry).items():
@@ -251,8 +256,11 @@ class Trainer:
             raise ConfigError("the saved local training used another inner optimizer")
         parameters = dict(self._named)
         moments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+        self.personal.restore(state.arrays)
         values: dict[str, Any] = {**state.arrays, **state.facts["scalars"]}
         for key, value in values.items():
+            if is_personal(key):
+                continue
             _, what, name = key.split("/", 2)
             if name not in moments or (what.startswith(_LIKE_PARAMETERS) and value.shape != parameters[name].shape):
                 raise ConfigError("the saved local training belongs to another model")

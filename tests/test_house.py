@@ -170,13 +170,15 @@ def test_every_third_party_import_is_declared_and_every_declaration_is_used():
     owners = {module: set(map(canonicalize_name, names)) for module, names in metadata.packages_distributions().items()}
     outside = set().union(*map(imported, python_files(*PACKAGES))) - set(PACKAGES) - set(sys.stdlib_module_names)
     used = set().union(*(owners.get(module, {module}) for module in outside))
-    assert used == {canonicalize_name(requirement.name) for requirement in declared("data", "bnb", "libp2p")}
+    assert used == {
+        canonicalize_name(requirement.name) for requirement in declared("data", "bnb", "finetune", "libp2p")
+    }
 
 
 def test_the_pinned_environment_satisfies_the_declared_ranges():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(pin): version for pin, version in (line.split("==") for line in lines)}
     assert pins["torch"] == "2.13.0"  # no local suffix: every index must be able to serve it
-    for requirement in declared("data", "bnb", "dev"):
+    for requirement in declared("data", "bnb", "finetune", "dev"):
         pinned = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pinned), f"{requirement}, but {pinned} is pinned"

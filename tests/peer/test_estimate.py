@@ -14,10 +14,11 @@ import torch
 from dht.errors import ConfigError
 from peer import node as nodes
 from peer.config import PeerConfig
-from peer.estimate import Needs, count_parameters, needs
-from peer.manifest import Model
+from peer.estimate import Needs, needs
+from peer.manifest import Model, Personal
 from peer.memory import CpuGauge
 from peer.model import ParameterVector, build_model
+from tests.peer.finetune_models import LORA, save_base, tuned
 from tests.peer.swarm_in_process import TEXT, tiny_manifest
 
 MANIFEST = tiny_manifest(3)
@@ -28,7 +29,8 @@ def test_the_count_is_that_of_the_model(tmp_path: Path):
     model.save_pretrained(tmp_path)
     before = torch.get_rng_state()
     local = MANIFEST.replace(model=Model(path=str(tmp_path)))
-    assert count_parameters(MANIFEST) == count_parameters(local) == ParameterVector(model).elements
+    assert needs(MANIFEST) == needs(local)
+    assert needs(local).parameters == needs(local).shared == ParameterVector(model).elements
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -42,19 +44,43 @@ def test_a_model_that_cannot_be_sized_is_not_refused(tmp_path: Path, caplog: pyt
 
 def test_what_stays_in_memory_is_counted():
     # Weights, gradient, two moments, residual.
-    assert Needs(1000, 1000).bytes == 1000 * (4 + 4 + 8 + 4)
-    assert Needs(1000, 1000, moment_bytes=2.0).bytes == 1000 * (4 + 4 + 2 + 4)
-    assert Needs(1000, 10, weight_bytes=0.5).bytes == 1000 // 2 + 10 * (4 + 8 + 4)
+    assert Needs(1000, 1000, 1000).bytes == 1000 * (4 + 4 + 8 + 4)
+    assert Needs(1000, 1000, 1000, moment_bytes=2.0).bytes == 1000 * (4 + 4 + 2 + 4)
+    assert Needs(1000, 10, 4, quantized=800).bytes == 200 * 4 + 800 * 9 // 16 + 10 * (4 + 8) + 4 * 4
     eight = MANIFEST.replace(train=dataclasses.replace(MANIFEST.train, optimizer="adamw8bit"))
-    assert needs(MANIFEST).bytes - needs(eight).bytes == 6 * count_parameters(MANIFEST)
+    assert needs(MANIFEST).bytes - needs(eight).bytes == 6 * needs(MANIFEST).trained
 
 
 def test_too_little_is_refused_with_both_numbers():
-    Needs(10**9, 10**9).check(20e9)
-    Needs(10**9, 10**9).check(math.inf)
+    Needs(10**9, 10**9, 10**9).check(20e9)
+    Needs(10**9, 10**9, 10**9).check(math.inf)
     with pytest.raises(ConfigError, match=r"1,000,000,000 parameters takes 20\.00 GB .* 19\.99 GB are free") as caught:
-        Needs(10**9, 10**9).check(19.99e9)
+        Needs(10**9, 10**9, 10**9).check(19.99e9)
     assert "LoRA" in caught.value.remedy
+    for part in ("weights 4.00", "gradients 4.00", "moments 8.00", "residual 4.00", "state, on disk 8.00"):
+        assert f"{part} GB" in caught.value.message
+
+
+def test_an_adapter_takes_little_besides_the_frozen_weights(tmp_path: Path):
+    manifest = tuned(save_base(tmp_path))
+    everything = [(name, entry.numel()) for name, entry in build_model(manifest).named_parameters()]
+    adapter = sum(size for name, size in everything if ".lora_" in name)
+    found = needs(manifest)
+    assert (found.parameters, found.trained, found.shared) == (sum(size for _, size in everything), adapter, adapter)
+    half = needs(tuned(tmp_path, LORA, Personal(patterns=("*.layers.1.*",))))
+    assert (half.trained, half.shared) == (adapter, adapter // 2)
+    common = needs(tuned(tmp_path, LORA, Personal(adapter=True)))
+    assert (common.trained, common.shared) == (found.parameters, found.parameters - adapter)
+
+
+def test_4_bits_are_counted_as_bitsandbytes_holds_them(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    manifest = tuned(save_base(tmp_path), quantized="nf4")
+    model = build_model(manifest)
+    states = [entry.quant_state for entry in model.parameters() if hasattr(entry, "quant_state")]
+    held = sum(entry.numel() * entry.element_size() for entry in model.parameters())
+    assert len(states) == 14
+    assert needs(manifest).weights == held + sum(4 * state.absmax.numel() for state in states)
 
 
 def test_a_peer_is_told_before_the_model_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
