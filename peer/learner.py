@@ -493,8 +493,8 @@ class Learner:
 
     def _train_on(self, local: LocalState) -> None:
         """Take up what `_local_training` gave."""
-        names = [name for name in local.arrays if name.startswith("trainer/")]
-        moments = {name.removeprefix("trainer/"): np.asarray(local.arrays[name]) for name in names}
+        found = (name.partition("trainer/")[2] for name in local.arrays)
+        moments = {name: np.asarray(local.arrays[f"trainer/{name}"]) for name in found if name}
         self._trainer.restore(TrainerState(moments, dict(local.facts["trainer"])))
 
 

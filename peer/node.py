@@ -21,7 +21,6 @@ from dht.clock import SystemClock
 from dht.dial import listens
 from dht.discovery import Discovery, Head
 from dht.errors import (
-    DataError,
     IncompatibleRunError,
     LockedError,
     Refusal,
@@ -33,25 +32,19 @@ from dht.identity import Identity, PeerId
 from dht.link import RefusedError
 from dht.records import claimed
 from peer.anchor import FRAMES, Anchor
-from peer.batching import fit, step_sequences
 from peer.catch_up import Donor
 from peer.config import PeerConfig
-from peer.data import TokenBatches, TokenData, open_data
-from peer.estimate import needs
+from peer.data import TokenData
 from peer.events import Reporter, from_threads
 from peer.evidence_files import EvidenceFiles
 from peer.history import certify, open_chain
 from peer.learner import Learner
 from peer.manifest import Manifest
-from peer.memory import gauge
-from peer.model import build_model, check_fit
 from peer.overlapped import learner_kind
-from peer.precision import Precision
-from peer.private_trainer import private_trainer, unprotected
 from peer.run_params import run_params
+from peer.set_up import make_trainer
 from peer.state import CanonicalState
 from peer.store import StateStore
-from peer.tokenizer import check_same_tokens, load_tokenizer
 from peer.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -67,7 +60,7 @@ async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, s
     """
     identity = Identity.load(config.identity_path)
     manifest.domain(config.domain)  # before anything slow
-    trainer, heldout = await asyncio.to_thread(_make_trainer, config, manifest)
+    trainer, heldout = await asyncio.to_thread(make_trainer, config, manifest)
     host = await Host.start(
         config.identity_path,
         listen=config.listen,
@@ -89,35 +82,6 @@ async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, s
         if node is not None:
             await node.close()
         await host.stop()
-
-
-def _make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, TokenData | None]:
-    tokenizer = load_tokenizer(manifest)
-    if not config.data:
-        raise DataError("no training data is given", remedy="name a file, folder or dataset with --data")
-    cache = config.data_dir / "tokens"
-    data = open_data(config.data, manifest, tokenizer, cache=cache)
-    try:
-        heldout: TokenData | None = open_data(config.data, manifest, tokenizer, "heldout", cache=cache)
-    except DataError as error:
-        log.warning("no held-out loss will be shown: %s", error.message)
-        heldout = None
-    needs(manifest).check(gauge(Precision.resolve(config.device, manifest.model.dtype).torch_device).free())
-    model = build_model(manifest)
-    check_fit(model, tokenizer, manifest)
-    check_same_tokens(tokenizer, manifest)
-    precision = None if config.precision == "auto" else config.precision
-    sequences = step_sequences(manifest, config.batch_size)
-    if config.dp:
-        return private_trainer(config, manifest, model, data, sequences), heldout
-    unprotected(config.data_dir, data)
-    batches = TokenBatches(data, sequences, config.seed)
-    trainer = Trainer(model, batches, manifest, config.device, precision, config.threads or None)
-    if shortage := data.shortage(sequences):
-        log.warning("%s", shortage)
-        trainer.notes.append(shortage)
-    fit(trainer, sequences, config.batch_size)
-    return trainer, heldout
 
 
 def _assemble(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dht.errors import ConfigError
-from peer import node as nodes
+from peer import set_up
 from peer.config import PeerConfig
 from peer.estimate import Needs, needs
 from peer.manifest import Model, Personal
@@ -91,6 +91,6 @@ def test_a_peer_is_told_before_the_model_is_made(tmp_path: Path, monkeypatch: py
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(CpuGauge, "free", lambda self: 100_000.0)
-    monkeypatch.setattr(nodes, "build_model", load)
+    monkeypatch.setattr(set_up, "build_model", load)
     with pytest.raises(ConfigError, match=r"0\.10 MB are free"):
-        nodes._make_trainer(PeerConfig(data_dir=tmp_path, data=str(text), device="cpu"), MANIFEST)
+        set_up.make_trainer(PeerConfig(data_dir=tmp_path, data=str(text), device="cpu"), MANIFEST)

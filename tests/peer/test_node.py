@@ -21,6 +21,7 @@ from dht.errors import DataError, IncompatibleRunError, LockedError, Refusal, St
 from dht.identity import Identity, PeerId
 from dht.link import RefusedError
 from peer import node as nodes
+from peer import set_up
 from peer.batching import fit
 from peer.config import PeerConfig
 from peer.data import TokenData
@@ -419,13 +420,13 @@ async def test_notes_become_events(house: House):
 def test_without_data_it_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     manifest = tiny_manifest(3)
     with pytest.raises(DataError, match="no training data"):
-        nodes._make_trainer(PeerConfig(data_dir=tmp_path), manifest)
+        set_up.make_trainer(PeerConfig(data_dir=tmp_path), manifest)
     text = tmp_path / "text.txt"
     text.write_bytes(TEXT)
     # One file of a run that holds out a split by name has no such split: training goes on without a held-out loss.
     split = manifest.replace(data=dataclasses.replace(manifest.data, heldout="hash:100000"))
     with caplog.at_level(logging.WARNING, logger="peer.node"):
-        trainer, heldout = nodes._make_trainer(PeerConfig(data_dir=tmp_path, data=str(text), device="cpu"), split)
+        trainer, heldout = set_up.make_trainer(PeerConfig(data_dir=tmp_path, data=str(text), device="cpu"), split)
     assert heldout is None and "no held-out loss" in caplog.text
     assert trainer.train(1).steps == 1
 
@@ -436,12 +437,12 @@ def test_little_text_is_said_and_none_refused(tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_bytes(TEXT[: 3 * SEQUENCE])
     config = PeerConfig(data_dir=tmp_path, data=str(text), device="cpu", batch_size=4)
-    trainer, _ = nodes._make_trainer(config, manifest)
+    trainer, _ = set_up.make_trainer(config, manifest)
     assert "3 sequences of 16 tokens, fewer than the 4 of one local step" in trainer.notes[0]
     assert trainer.measured is not None and (trainer.micro, trainer.measured.accumulation) == (4, 1)
     text.write_bytes(TEXT[: SEQUENCE - 2])
     with pytest.raises(DataError, match="too short: 15 tokens"):  # the last one ends the text
-        nodes._make_trainer(config, manifest)
+        set_up.make_trainer(config, manifest)
 
 
 def test_the_runs_step_goes_through_in_the_peers_pieces(tmp_path: Path):
@@ -451,7 +452,7 @@ def test_the_runs_step_goes_through_in_the_peers_pieces(tmp_path: Path):
     text.write_bytes(TEXT)
     for size, micro in ((4, 4), (64, 6)):
         config = PeerConfig(data_dir=tmp_path, data=str(text), device="cpu", batch_size=size)
-        trainer, _ = nodes._make_trainer(config, manifest)
+        trainer, _ = set_up.make_trainer(config, manifest)
         assert trainer.notes == [] and trainer.micro == micro
         assert trainer.train(1).tokens == 6 * SEQUENCE
 
