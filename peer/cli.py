@@ -180,7 +180,7 @@ def plan(
     found = make(
         manifest,
         size.parameters,
-        size.trained,
+        size.shared,
         size.bytes,
         peers=peers or manifest.run.genesis_peers,
         line_mbit=line,

@@ -19,6 +19,7 @@ from peer.manifest import Manifest
 from peer.outer import Vector
 from peer.pretrained import load_pretrained
 from peer.state import StateSchema
+from peer.tokenizer import check_same_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +67,10 @@ def _new_model(config: dict[str, Any], seed: int) -> PreTrainedModel:
 
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
-    """Raise ConfigError when the model has too few embeddings or positions for the tokenizer and sequences."""
+    """Raise ConfigError when the model has too few embeddings or positions for the tokenizer and sequences.
+
+    Also when its folder holds a tokenizer of another vocabulary.
+    """
     rows = cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
     if len(tokenizer) > rows:
         raise ConfigError(
@@ -79,6 +83,7 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manife
             f"data.sequence_length = {manifest.data.sequence_length} is over the model's {positions} positions",
             remedy="shorten the sequences or set max_position_embeddings in model.config",
         )
+    check_same_tokens(tokenizer, manifest)
 
 
 def trained_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

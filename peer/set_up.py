@@ -14,7 +14,7 @@ from peer.memory import gauge
 from peer.model import build_model, check_fit
 from peer.precision import Precision
 from peer.private_trainer import private_trainer, unprotected
-from peer.tokenizer import check_same_tokens, load_tokenizer
+from peer.tokenizer import load_tokenizer
 from peer.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ def make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, Token
     needs(manifest).check(gauge(Precision.resolve(config.device, manifest.model.dtype).torch_device).free())
     model = build_model(manifest)
     check_fit(model, tokenizer, manifest)
-    check_same_tokens(tokenizer, manifest)
     precision = None if config.precision == "auto" else config.precision
     sequences = step_sequences(manifest, config.batch_size)
     if config.dp:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dht.errors import ConfigError, IncompatibleRunError, StorageError
 from peer.from_gguf import convert, main
 from peer.manifest import Model, TokenizerChoice
-from peer.model import ParameterVector, build_model
+from peer.model import ParameterVector, build_model, check_fit
 from peer.pretrained import config_of, weights_sha256
 from peer.tokenizer import END_OF_TEXT, _byte_symbols, check_same_tokens, load_tokenizer
 from tests.peer.finetune_models import save_base, tuned
@@ -168,7 +168,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(base, gguf, tmp_path, capl
         path.write_text(text.replace('"a": 97', '"a": X').replace('"b": 98', '"b": 97').replace('"a": X', '"a": 98'))
     assert len(load_tokenizer(tuned(other).replace(tokenizer=TokenizerChoice(kind="path", source=str(other))))) == 257
     with pytest.raises(ConfigError, match="2 of 257 tokens differ") as caught:
-        check_same_tokens(bytes_, tuned(other))
+        check_fit(build_model(tuned(other)), bytes_, tuned(other))
     assert str(other) in caught.value.remedy
     # The same tokens under other rules are told, and no more.
     ruled = save_base(tmp_path / "ruled")
