@@ -57,6 +57,12 @@ class Swarm:
 
     def round(self) -> float:
         """One round of everybody; the mean training loss."""
+        loss = self.train()
+        self.aggregate(digest("benchmark", self.round_number.to_bytes(4, "big")))
+        return loss
+
+    def train(self) -> float:
+        """Everybody's local steps of the next round; the mean training loss."""
         self.round_number += 1
         losses = []
         for trainer, residual in zip(self.trainers, self.residuals, strict=True):
@@ -65,7 +71,6 @@ class Swarm:
             losses.append(trainer.train(self.manifest.train.local_steps).loss_mean)
             progress = self.state.parameters - trainer.local()
             residual[:] = progress + residual if self.restart else progress
-        self.aggregate(digest("benchmark", self.round_number.to_bytes(4, "big")))
         return float(np.mean(losses))
 
     def aggregate(self, sid: bytes, weight: float = 1.0) -> None:

@@ -156,18 +156,15 @@ class Learner:
         if cause:
             self._start_over()
         self._fold()
-        norm = 0.0
         try:
             norm = squared_norm(self._residual)
         except NonFiniteUpdateError as error:
-            log.error("%s", error)
             cause = cause or error.message
             self._residual[:] = 0.0
             self._start_over()
         loss = min(result.loss_mean, _LARGEST_LOSS) if math.isfinite(result.loss_mean) else self._statistics.loss
-        self._statistics = Statistics(
-            self._tokens, loss, loss, 0.0 if cause else norm, 0.0, 0 if cause else result.steps
-        )
+        norm, steps = (0.0, 0) if cause else (norm, result.steps)
+        self._statistics = Statistics(self._tokens, loss, loss, norm, 0.0, steps)
         self._health.trained(cause)
         if cause:
             log.error("sitting out round %d: %s", round_, cause)
