@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from averaging.bulk import MAX_CHUNK_BYTES
+from averaging.bulk import MAX_CHUNK_BYTES, MAX_WIDE_BYTES
 from averaging.layout import Layout
 from averaging.params import Deadlines, RunParams
 from averaging.record import MAX_LOST_CHUNKS
@@ -20,6 +20,11 @@ def run_params(manifest: Manifest, parameters: int) -> RunParams:
         raise ConfigError(
             f"a chunk of codec.chunk_elements = {manifest.codec.chunk_elements} has {layout.chunk_bytes(0)} bytes",
             remedy=f"at most {MAX_CHUNK_BYTES} bytes: lower codec.chunk_elements",
+        )
+    if layout.coordinates(0) * layout.wide_sizes(0)[-1] > MAX_WIDE_BYTES - 1024:
+        raise ConfigError(
+            f"a total of codec.chunk_elements = {manifest.codec.chunk_elements} elements is too large for a frame",
+            remedy="lower codec.chunk_elements to 262144",
         )
     if layout.total_chunks > MAX_LOST_CHUNKS:
         raise ConfigError(

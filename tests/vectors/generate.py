@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from averaging import encoding, keys, masking, scales, sealing, shamir
+from averaging import encoding, keys, masking, packing, scales, sealing, shamir, wide
 from averaging.ballots import PRECOMMIT, Ballot, Certificate
 from averaging.certificate import proposers
 from averaging.layout import BLOCK, RING_DTYPES, Layout
@@ -132,6 +132,35 @@ def encoding_vectors() -> list[dict[str, Any]]:
     return rows
 
 
+def packing_vectors() -> list[dict[str, Any]]:
+    """Digits and their ring words, a masked word, the total across cohorts, and what a packed sum decodes to."""
+    rows = []
+    for pack, members in ((7, 8), (8, 5), (10, 4), (13, 4), (20, 2)):
+        layout = Layout(BLOCK - 5, 32, BLOCK, pack)
+        top = packing.top_digit(pack, members)
+        digits = np.frombuffer(stream(f"digits {pack}", BLOCK), np.uint8) % np.uint8(top * members + 1)
+        words = layout.empty(0)
+        packing.pack_digits(digits, pack, words)
+        decoder = encoding.Decoder(layout, members, np.array([0.5], np.float32), stream("sign seed", 32), members)
+        x = np.frombuffer(stream("x", BLOCK * 2), "<i2").astype(np.float32) / np.float32(2**15)
+        rounded = np.empty(BLOCK, np.uint8)
+        encoding.quantise_digits(x, np.array([top / 0.5]), top, rounded)
+        rows.append(
+            {
+                "pack": pack,
+                "base": packing.base(pack),
+                "members": members,
+                "top": top,
+                "words": _array(words),
+                "total_of_two": _array(np.frombuffer(wide.add_up_packed([words.data, words.data], pack), np.uint8)),
+                "rounded": _array(rounded),
+                "decoded": _array(decoder.decode_chunk(0, words, 2.75)),
+                "energies": decoder.block_energies(0, words).tolist(),
+            }
+        )
+    return rows
+
+
 def record_vectors() -> dict[str, Any]:
     """A founding, a record, its void successor, and the certificate of the record."""
     members = sorted((Identity(sha256(b"vector %d" % i).digest()) for i in range(4)), key=lambda key: key.peer_id)
@@ -193,6 +222,7 @@ VECTORS: dict[str, Callable[[], Any]] = {
     "masking": masking_vectors,
     "rotation": rotation_vectors,
     "encoding": encoding_vectors,
+    "packing": packing_vectors,
     "record": record_vectors,
     "evidence": evidence_vectors,
 }
