@@ -24,6 +24,7 @@ from peer.manifest import Manifest
 from peer.memory import Gauge, gauge, give_back, is_out_of_memory, too_little
 
 if TYPE_CHECKING:
+    from peer.local_training import LocalTraining
     from peer.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def fit(trainer: Trainer, sequences: int, micro: int = 0, *, clock: Clock = time
     return result
 
 
-def introduce(trainer: Trainer, manifest: Manifest, report: Callable[..., None]) -> None:
+def introduce(trainer: LocalTraining, manifest: Manifest, report: Callable[..., None]) -> None:
     """Tell what was measured, and how many of the round's steps that lets this peer take before the deadline."""
     for text in trainer.notes:
         report("warning", text=text)

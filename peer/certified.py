@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from dht.errors import StorageError
+from dht.errors import MurmurationError, StorageError
 from dht.identity import PeerId
 from peer.dp import CLAIM_DELTA, Account
 from peer.history import certify, open_chain
 from peer.manifest import Manifest
 from peer.modelcard import RunFacts
+from peer.status import read
 from peer.store import StateStore
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def newest(data_dir: Path, manifest: Manifest) -> tuple[CanonicalState, RunFacts
         raise StorageError(f"{store.folder} holds no certified state of run {manifest.run.name}", remedy=remedy)
     chain = open_chain(stored.frames, manifest.run_id, manifest.founder)
     tokens = {str(PeerId(peer)): share.tokens for peer, share in chain.tally.shares.items()}
-    return store.load_state(stored), RunFacts(stored.round, stored.root, tokens, epsilon=_epsilon(data_dir))
+    loss = _measured(data_dir / "status.json", stored.root)
+    return store.load_state(stored), RunFacts(stored.round, stored.root, tokens, loss, _epsilon(data_dir))
 
 
 def own_parameters(data_dir: Path, manifest: Manifest) -> Mapping[str, NDArray[Any]] | None:
@@ -61,6 +63,15 @@ def _epsilon(data_dir: Path) -> float | None:
     account = Account.load(data_dir)
     epsilon = None if account.empty else account.epsilon(CLAIM_DELTA)
     return epsilon if epsilon is not None and math.isfinite(epsilon) else None
+
+
+def _measured(path: Path, root: bytes) -> float | None:
+    """The held-out loss of the state with this root, if the peer's last words were of it."""
+    try:
+        last = read(path)
+    except MurmurationError:
+        return None
+    return last.heldout_loss if last.root == root.hex() else None
 
 
 def schema_of(manifest: Manifest) -> StateSchema:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from json import dumps as encode_json
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -228,6 +229,9 @@ def export(
     *,
     merge: Annotated[bool, Parameter(negative=())] = False,
     common: Annotated[bool, Parameter(negative=())] = False,
+    license: str = "",
+    language: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    dataset: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     run: RunFile = DEFAULT_RUN,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     config: ConfigPath = None,
@@ -243,13 +247,21 @@ def export(
         Write the whole model with the run's adapter added in, instead of the adapter alone.
     common
         Leave out the parameters that are this peer's own ([personal] in the manifest).
+    license
+        The model card's license, as the Hugging Face hub calls it: apache-2.0, for instance.
+    language
+        A language of the texts for the model card, as an ISO 639 code. Repeat for more.
+    dataset
+        A dataset of the hub for the model card. Repeat for more.
     """
     from peer.certified import newest, own_parameters
     from peer.export import export as write_model
     from peer.manifest import Manifest
+    from peer.modelcard import Declared
 
     manifest = Manifest.load(existing(run))
     state, facts = newest(data_dir, manifest)
+    facts = replace(facts, declared=Declared(license, language, dataset))
     personal = None if common else own_parameters(data_dir, manifest)
     write_model(directory, state, manifest, facts, merge=merge, personal=personal)
     if json:

@@ -97,11 +97,16 @@ class PeerConfig:
     ] = 0.0
 
     data: Annotated[
-        str, _training("Text to train on: a file, a folder, .jsonl, .parquet, or the name of a Hugging Face dataset.")
+        str,
+        _training(
+            "Text to train on: a file, a folder, .jsonl, .parquet, or a Hugging Face dataset: "
+            "a folder of save_to_disk, or NAME[:CONFIG][@SPLIT]."
+        ),
     ] = ""
     domain: Annotated[
         str, _training("What kind of text --data is, one of the manifest's weights.domains. Others learn of it.")
     ] = ""
+    text_field: Annotated[str, _training("Where a record has its text: key in .jsonl, column elsewhere.")] = "text"
     device: Annotated[Literal["auto", "cpu", "cuda"], _training("Where to train.")] = "auto"
     precision: Annotated[
         Literal["auto", "bf16", "fp32"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ Piece: TypeAlias = tuple[str, bool]
 
 _RECORD_CHARACTERS = 4096  # a lone text file is cut into records of about this many characters
 _READ_CHARACTERS = 1 << 20
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _TEXT_REMEDY = "give UTF-8 text, .jsonl or .parquet"
 
 
@@ -34,6 +35,8 @@ def is_heldout(name: str, one_in: int) -> bool:
 class Source:
     """One user's data and which part of it is wanted.
 
+    `location`: a file, a folder, a folder of `Dataset.save_to_disk` with an optional `@SPLIT`, or the name of a dataset
+    as `NAME[:CONFIGURATION][@SPLIT]`, where a split is one of `datasets`' own, such as train or train[:10%].
     `heldout` is the manifest's rule, "hash:K" or "split:NAME"; the latter needs a Hugging Face dataset.
     """
 
@@ -46,7 +49,7 @@ class Source:
         """The text, in a fixed order. Raises DataError that names the file and what to do."""
         path = Path(self.location)
         if _is_saved_dataset(path) or not os.path.exists(path):  # Path.exists raises for a name that is too long
-            yield from self._dataset(path)
+            yield from self._dataset()
             return
         rule, _, value = self.heldout.partition(":")
         if rule != "hash":
@@ -60,11 +63,17 @@ class Source:
 
     def fingerprint(self) -> str:
         """Text that changes when the data may have changed: names, sizes and modification times."""
-        path = Path(self.location)
+        path = Path(self.location if os.path.exists(self.location) else self.location.rpartition("@")[0])
         files = _files(path) if os.path.isdir(path) else [path] if os.path.exists(path) else []
         stats = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return repr(
-            (str(path.absolute()) if files else self.location, self.split, self.heldout, self.text_field, stats)
+            (
+                os.path.abspath(self.location) if files else self.location,
+                self.split,
+                self.heldout,
+                self.text_field,
+                stats,
+            )
         )
 
     def _wants(self, name: str, one_in: int) -> bool:
@@ -84,15 +93,15 @@ class Source:
     def _records(self, records: Iterator[str], one_in: int) -> Iterator[Piece]:
         return ((text, True) for text in records if self._wants(text, one_in))
 
-    def _dataset(self, path: Path) -> Iterator[Piece]:
+    def _dataset(self) -> Iterator[Piece]:
         rule, _, value = self.heldout.partition(":")
-        split = value if rule == "split" and self.split == "heldout" else "train"
-        rows = _load_dataset(path, self.location, split)
-        if self.text_field not in rows.features:
-            raise DataError(
-                f"the dataset {self.location} has no column {self.text_field!r}",
-                remedy=f"name one of {', '.join(rows.features)} as the text field",
-            )
+        place, split = _place_and_split(self.location)
+        if rule == "split" and self.split == "heldout":
+            split = value
+        elif rule == "split" and value in (part.partition("[")[0] for part in split.split("+")):
+            raise DataError(f"the manifest holds out the split {value!r}", remedy="train on another one, such as train")
+        rows = _load_dataset(place, split)
+        rows = rows.select_columns([_text_column(rows.features, self.text_field, f"the dataset {place}")])
         texts = (str(row[self.text_field] or "") for row in rows)
         yield from ((text, True) for text in texts) if rule == "split" else self._records(texts, int(value))
 
@@ -101,8 +110,24 @@ def _is_saved_dataset(path: Path) -> bool:
     return os.path.exists(path / "dataset_dict.json") or os.path.exists(path / "dataset_info.json")
 
 
-def _load_dataset(path: Path, name: str, split: str) -> Any:
-    """A `datasets.Dataset`, from disk (`save_to_disk`) or by name (`org/name` or `org/name:configuration`)."""
+def _place_and_split(location: str) -> tuple[str, str]:
+    """What stands before and after the last @ of a dataset's name or folder; the split is train by default."""
+    place, _, split = ("", "", "") if os.path.exists(location) else location.rpartition("@")
+    return (place, split) if place and split else (location, "train")
+
+
+def _text_column(features: Mapping[str, Any], wanted: str, where: str) -> str:
+    """`wanted`, if it is a column of text. Raises DataError that names those that are."""
+    texts = [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
+    if wanted in texts:
+        return wanted
+    what = f"column {wanted!r} is not text" if wanted in features else f"no column {wanted!r}"
+    remedy = f"name one of {', '.join(texts)} with --text-field" if texts else f"it has only {', '.join(features)}"
+    raise DataError(f"{where} has {what}" if wanted not in features else f"{where}: {what}", remedy=remedy)
+
+
+def _load_dataset(name: str, split: str) -> Any:
+    """A `datasets.Dataset`, mapped from disk: a folder of `save_to_disk`, or a name on the hub (or in its cache)."""
     try:
         import datasets
     except ImportError:
@@ -110,21 +135,32 @@ def _load_dataset(path: Path, name: str, split: str) -> Any:
             f"{name} is not a file or folder here", remedy="check the path, or install murmuration[data] for datasets"
         ) from None
     try:
-        if not os.path.exists(path):
+        if not os.path.exists(name):
             hub_name, _, configuration = name.partition(":")
             return datasets.load_dataset(hub_name, configuration or None, split=split)
-        found = datasets.load_from_disk(str(path))
-        if isinstance(found, datasets.DatasetDict):
-            return found[split]
+        base, bracket, part = split.partition("[")
+        found = datasets.load_from_disk(name)
     except Exception as error:  # datasets raises FileNotFoundError, ConnectionError, ValueError, KeyError, its own
-        first = (str(error).splitlines() or [""])[0]
-        raise DataError(
-            f"cannot load {name} (split {split}): {type(error).__name__}: {first}",
-            remedy="it is no file or folder here; check the spelling or the dataset's splits",
-        ) from error
-    if split != "train":
-        raise DataError(f"the dataset {name} has no split {split!r}", remedy="save a DatasetDict with that split")
+        raise _unloadable(name, split, error) from error
+    if bracket:
+        remedy = f"save that part alone, or take {base} whole"
+        raise DataError(f"a part of a split, [{part}, cannot be taken from the folder {name}", remedy=remedy)
+    if isinstance(found, datasets.DatasetDict) and base in found:
+        return found[base]
+    if isinstance(found, datasets.DatasetDict):
+        remedy = f"name one of its splits, {', '.join(found)}: for instance {name}@{next(iter(found), 'train')}"
+        raise DataError(f"the dataset {name} has no split {base!r}", remedy=remedy)
+    if base != "train":
+        raise DataError(f"the dataset {name} has no split {base!r}", remedy="save a DatasetDict with that split")
     return found
+
+
+def _unloadable(name: str, split: str, error: Exception) -> DataError:
+    first = (str(error).splitlines() or [""])[0]
+    remedy = "it is no file or folder here; check the spelling or the dataset's splits"
+    if any(os.environ.get(key, "").upper() in ("1", "ON", "YES", "TRUE") for key in _OFFLINE):
+        remedy += f"; {' or '.join(_OFFLINE)} is set, so only datasets that were downloaded before can be used"
+    return DataError(f"cannot load {name} (split {split}): {type(error).__name__}: {first}", remedy=remedy)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -170,7 +206,7 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
                 value = json.loads(line)
                 if not isinstance(value, dict) or not isinstance(value.get(field), str):
                     raise DataError(
-                        f"{path} line {number} has no string {field!r}", remedy="set the text field to one it has"
+                        f"{path} line {number} has no string {field!r}", remedy="name one that it has with --text-field"
                     )
                 yield value[field]
     except ValueError as error:  # both JSONDecodeError and UnicodeDecodeError
@@ -189,7 +225,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         with parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{path} has no column {field!r}", remedy=f"set the text field to one of {names}")
+                raise DataError(f"{path} has no column {field!r}", remedy=f"name one of {names} with --text-field")
             for batch in file.iter_batches(batch_size=256, columns=[field]):
                 yield from (str(text) for text in batch.column(0).to_pylist() if text)
     except (pyarrow.ArrowException, OSError) as error:

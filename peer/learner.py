@@ -44,6 +44,7 @@ from peer.catch_up import CatchUp, Haul
 from peer.data import TokenData
 from peer.health import Health
 from peer.history import ChainFrames
+from peer.local_training import LocalTraining
 from peer.manifest import Manifest
 from peer.noise import NoisePlan, NoisyEncoder
 from peer.outer import OuterStep, Vector
@@ -53,7 +54,7 @@ from peer.run_params import weighing
 from peer.sent import Sent
 from peer.state import CanonicalState
 from peer.store import LocalState, StateStore
-from peer.trainer import Trainer, TrainerState, TrainResult
+from peer.trainer import TrainerState, TrainResult
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Learner:
         manifest: Manifest,
         params: RunParams,
         me: PeerId,
-        trainer: Trainer,
+        trainer: LocalTraining,
         state: CanonicalState,
         store: StateStore,
         heldout: TokenData | None,

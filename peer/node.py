@@ -39,13 +39,13 @@ from peer.events import Reporter, from_threads
 from peer.evidence_files import EvidenceFiles
 from peer.history import certify, open_chain
 from peer.learner import Learner
+from peer.local_training import LocalTraining
 from peer.manifest import Manifest
 from peer.overlapped import learner_kind
 from peer.run_params import run_params
 from peer.set_up import make_trainer
 from peer.state import CanonicalState
 from peer.store import StateStore
-from peer.trainer import Trainer
 
 log = logging.getLogger(__name__)
 _SEARCH_SOON, _SEARCH_LATER = 0.5, 15.0
@@ -53,14 +53,23 @@ _LINGER = 3.0
 _TWIN_PLACES = 4
 
 
-async def run_peer(config: PeerConfig, manifest: Manifest, reporter: Reporter, stop: asyncio.Event) -> None:
+async def run_peer(
+    config: PeerConfig,
+    manifest: Manifest,
+    reporter: Reporter,
+    stop: asyncio.Event,
+    given: tuple[LocalTraining, TokenData | None] | None = None,
+) -> None:
     """Join the run and take part until `stop` is set or `config.rounds` is reached.
 
+    `given`: who takes the local steps, and held-out text, instead of what config and manifest would make.
     Raises the errors of `dht.errors`: ConfigError, DataError, UnreachableError, StorageError and so on.
     """
     identity = Identity.load(config.identity_path)
     manifest.domain(config.domain)  # before anything slow
-    trainer, heldout = await asyncio.to_thread(make_trainer, config, manifest)
+    if given is None:
+        given = await asyncio.to_thread(make_trainer, config, manifest)
+    trainer, heldout = given
     host = await Host.start(
         config.identity_path,
         listen=config.listen,
@@ -88,7 +97,7 @@ def _assemble(
     config: PeerConfig,
     manifest: Manifest,
     identity: Identity,
-    trainer: Trainer,
+    trainer: LocalTraining,
     heldout: TokenData | None,
     host: Host,
     guard: SqliteGuard,

@@ -169,12 +169,12 @@ def private_trainer(
     return trainer
 
 
-def unprotected(data_dir: Path, data: TokenData) -> None:
+def unprotected(data_dir: Path, fingerprint: str) -> None:
     """Training without `--dp` begins: a folder that promised something says from now on that it promises nothing."""
     account = Account.load(data_dir)
     if not account.empty and math.isfinite(account.epsilon(CLAIM_DELTA)):
         log.warning("training without --dp: what was promised about this folder's data ends here")
-        account.add(Spent(data.fingerprint, 0.0, 1.0, 1))
+        account.add(Spent(fingerprint, 0.0, 1.0, 1))
 
 
 class Noise:

@@ -26,9 +26,11 @@ def make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, Token
     if not config.data:
         raise DataError("no training data is given", remedy="name a file, folder or dataset with --data")
     cache = config.data_dir / "tokens"
-    data = open_data(config.data, manifest, tokenizer, cache=cache)
+    data = open_data(config.data, manifest, tokenizer, cache=cache, text_field=config.text_field)
     try:
-        heldout: TokenData | None = open_data(config.data, manifest, tokenizer, "heldout", cache=cache)
+        heldout: TokenData | None = open_data(
+            config.data, manifest, tokenizer, "heldout", cache=cache, text_field=config.text_field
+        )
     except DataError as error:
         log.warning("no held-out loss will be shown: %s", error.message)
         heldout = None
@@ -39,7 +41,7 @@ def make_trainer(config: PeerConfig, manifest: Manifest) -> tuple[Trainer, Token
     sequences = step_sequences(manifest, config.batch_size)
     if config.dp:
         return private_trainer(config, manifest, model, data, sequences), heldout
-    unprotected(config.data_dir, data)
+    unprotected(config.data_dir, data.fingerprint)
     batches = TokenBatches(data, sequences, config.seed)
     trainer = Trainer(model, batches, manifest, config.device, precision, config.threads or None)
     if shortage := data.shortage(sequences):

@@ -49,6 +49,7 @@ class Snapshot:
     sat_out_rounds: int = 0
     sat_out_cause: str = ""
     heldout_losses: tuple[float, ...] = ()
+    heldout_loss: float | None = None  # of the state `root`, if it was measured
     train_loss: float | None = None
     bytes_up: int = 0
     bytes_down: int = 0
@@ -132,6 +133,7 @@ class Snapshot:
             tokens=max(self.tokens, count(get("tokens"))),
             tokens_per_second=number(get("tokens_per_second"), None) or self.tokens_per_second,
             heldout_losses=losses,
+            heldout_loss=self.heldout_loss if void else number(get("heldout_loss"), None),
             train_loss=number(get("train_loss"), self.train_loss),
             bytes_up=self.bytes_up + count(get("bytes_up")),
             bytes_down=self.bytes_down + count(get("bytes_down")),

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from peer.trainer import Trainer, TrainResult
+from peer.local_training import LocalTraining
+from peer.trainer import TrainResult
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Stepper:
     held during a step, so `wake` may be called on an event loop.
     """
 
-    def __init__(self, trainer: Trainer, most: int) -> None:
+    def __init__(self, trainer: LocalTraining, most: int) -> None:
         self.done = Done()
         self._trainer, self._most = trainer, most
         self._change = threading.Condition()

@@ -17,6 +17,7 @@ from peer.manifest import Manifest, Model
 from peer.model import ParameterVector, build_model
 from peer.node import state_folder
 from peer.state import CanonicalState
+from peer.status import StatusReporter
 from peer.store import StateStore
 
 FOUNDER = Identity(bytes([7] * 32))
@@ -42,6 +43,14 @@ def data_dir(tmp_path: Path) -> Path:
 def test_the_certified_state_is_found_with_its_facts(data_dir: Path) -> None:
     state, facts = newest(data_dir, MANIFEST)
     assert (facts.round, facts.root) == (0, state.root())
+
+
+def test_the_held_out_loss_is_that_of_this_very_state(data_dir: Path) -> None:
+    root = newest(data_dir, MANIFEST)[1].root
+    status = StatusReporter(data_dir / "status.json")
+    for measured, loss, found_loss in ((root, 2.5, 2.5), (bytes(32), 2.5, None), (root, None, None)):
+        status.event("round", round=0, void=False, root=measured.hex(), heldout_loss=loss)
+        assert newest(data_dir, MANIFEST)[1].heldout_loss == found_loss
 
 
 def test_a_state_that_no_chain_of_this_founder_certifies_is_refused(data_dir: Path) -> None:

@@ -142,6 +142,53 @@ def test_a_dataset_by_name(monkeypatch):
     assert asked == [("org/name", "english", "train")]
 
 
+def test_a_configuration_and_a_split_by_name(monkeypatch):
+    asked = []
+
+    def load_dataset(*named, split):
+        asked.append((*named, split))
+        return datasets.Dataset.from_dict({"other": [1], "body": TEXTS[:1]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name in ("org/name@validation", "org/name:en@train[:10%]", "org/name:en", "org/name"):
+        with pytest.raises(DataError, match="no column 'text'") as caught:
+            open_data(name, DEMO, BYTES)
+        assert "name one of body with --text-field" in caught.value.remedy
+    wanted = [(None, "validation"), ("en", "train[:10%]"), ("en", "train"), (None, "train")]
+    assert asked == [("org/name", *choice) for choice in wanted]
+    with pytest.raises(DataError, match="'other' is not text"):
+        open_data("org/name", DEMO, BYTES, text_field="other")
+
+
+def test_splits_of_a_saved_dataset(tmp_path):
+    parts = {"validation": TEXTS[:30], "test": TEXTS[30:]}
+    both = {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in parts.items()}
+    datasets.DatasetDict(both).save_to_disk(str(tmp_path / "saved"))
+    manifest = DEMO.replace(data=Data(sequence_length=LENGTH, heldout="split:test"))
+    with pytest.raises(DataError, match="no split 'train'") as caught:
+        open_data(tmp_path / "saved", manifest, BYTES)
+    assert f"{tmp_path}/saved@validation" in caught.value.remedy
+    named = f"{tmp_path}/saved@validation"
+    assert open_data(named, manifest, BYTES).tokens.tolist() == tokens_of(TEXTS[:30])
+    assert open_data(named, manifest, BYTES, "heldout").tokens.tolist() == tokens_of(TEXTS[30:])
+    for held_out in ("test", "test[:50%]", "validation+test"):
+        with pytest.raises(DataError, match="holds out"):
+            open_data(f"{tmp_path}/saved@{held_out}", manifest, BYTES)
+    with pytest.raises(DataError, match="part of a split"):
+        open_data(f"{named}[:50%]", manifest, BYTES)
+    before = open_data(named, manifest, BYTES).fingerprint
+    assert before != open_data(f"{tmp_path}/saved@test", DEMO, BYTES).fingerprint
+    (tmp_path / "saved" / "validation" / "state.json").touch()
+    assert open_data(named, manifest, BYTES).fingerprint != before
+
+
+def test_offline_mode_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError) as caught:
+        open_data("no/such-thing", DEMO, BYTES)
+    assert "HF_HUB_OFFLINE" in caught.value.remedy
+
+
 def test_what_is_neither_here_nor_on_the_hub():
     with pytest.raises(DataError, match="cannot load no/such-thing") as caught:
         open_data("no/such-thing", DEMO, BYTES)

@@ -16,7 +16,7 @@ from peer import durable
 from peer.export import export
 from peer.manifest import Manifest, Model
 from peer.model import ParameterVector, build_model
-from peer.modelcard import RunFacts, model_card
+from peer.modelcard import Declared, RunFacts, model_card
 from peer.state import CanonicalState
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -58,9 +58,37 @@ def test_the_card_says_where_it_comes_from(state, tmp_path):
     assert all(peer in card.text for peer in PEERS)
 
 
+def test_the_hub_reads_the_cards_metadata(state, tmp_path):
+    declared = Declared("apache-2.0", ("en", "de"), ("org/texts",))
+    folder = export(tmp_path / "out", state, MANIFEST, dataclasses.replace(facts(state), declared=declared))
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.language, data.datasets) == ("apache-2.0", ["en", "de"], ["org/texts"])
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert values == {"loss": 2.125, "perplexity": pytest.approx(np.exp(2.125))}
+    assert data.model_name == MANIFEST.run.name
+    bare = model_card(MANIFEST, RunFacts(0, b"r" * 32), 5).data.to_dict()
+    assert not {"license", "language", "datasets", "base_model", "model-index"} & bare.keys()
+
+
+def test_the_cards_own_example_runs(state, tmp_path, monkeypatch, capsys):
+    folder = export(tmp_path / "this-folder", state, MANIFEST, facts(state))
+    code = ModelCard.load(folder / "README.md").text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("Once upon a time")
+
+
+def test_weights_are_safetensors_alone(state, tmp_path):
+    folder = export(tmp_path / "out", state, MANIFEST, facts(state))
+    files = {path.name for path in folder.rglob("*")}
+    assert "model.safetensors" in files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
+
+
 def test_a_card_without_peers_or_loss():
     card = model_card(MANIFEST, RunFacts(0, b"r" * 32), 5)
-    assert "Peers" not in card.text
+    assert "## Peers" not in card.text
     assert "Held-out" not in card.text
     hub = MANIFEST.replace(model=Model(hub="org/name", revision="0" * 40))
     assert model_card(hub, RunFacts(0, b"r" * 32), 5).data.base_model == "org/name"

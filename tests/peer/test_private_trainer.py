@@ -183,10 +183,10 @@ def test_what_was_trained_without_protection_is_not_taken_over(tmp_path):
 
 
 def test_who_trains_without_it_afterwards_promises_nothing_any_more(tmp_path):
-    unprotected(tmp_path, data())
+    unprotected(tmp_path, data().fingerprint)
     assert Account.load(tmp_path).empty  # nothing was promised
     trainer(tmp_path).train(1)
-    unprotected(tmp_path, data())
+    unprotected(tmp_path, data().fingerprint)
     assert math.isinf(Account.load(tmp_path).epsilon(CLAIM_DELTA))
     with pytest.raises(PrivacyBudgetError):
         trainer(tmp_path)
