@@ -40,13 +40,15 @@ COLUMNS = ("preset", "split", "start", "size", "rate", "loss", "spread", "effici
 class Runs:
     """Runs that are kept on disk by what they are; missing ones are made by worker processes."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self, workers: int, *, kept_only: bool = False) -> None:
+        self._workers, self._kept_only = workers, kept_only
         KEPT.mkdir(parents=True, exist_ok=True)
 
     def get(self, specs: Iterable[Spec]) -> list[dict[str, Any]]:
-        """The results of these runs, in order."""
+        """The results of these runs, in order; with `kept_only` of those that are there."""
         wanted = list(specs)
+        if self._kept_only:
+            wanted = [spec for spec in wanted if _file(spec).exists()]
         missing = {_file(spec): spec for spec in wanted if not _file(spec).exists()}
         with ProcessPoolExecutor(self._workers) as pool:
             made = {pool.submit(_make, spec, path): spec for path, spec in missing.items()}
@@ -58,8 +60,9 @@ class Runs:
 
 
 def _file(spec: Spec) -> Path:
-    """By everything but the row's name: rows may share runs."""
-    facts = {name: value for name, value in asdict(spec).items() if name != "preset"}
+    """By everything but the row's name, since rows may share runs, and by what is not as usual."""
+    usual = asdict(Spec(preset=spec.preset))
+    facts = {name: value for name, value in asdict(spec).items() if value != usual[name]}
     digest = sha256(json.dumps([facts, task(spec.split).corpus], sort_keys=True).encode()).hexdigest()[:24]
     return KEPT / f"{digest}.json"
 
@@ -82,7 +85,10 @@ def measure(presets: Sequence[Preset], runs: Runs) -> dict[str, list[dict[str, A
     runs.get(spec for preset in presets for spec in at_rates(preset))
     found = {}
     for preset in presets:
-        chosen = best(runs.get(at_rates(preset)))
+        tuned = runs.get(at_rates(preset))
+        if not tuned:
+            continue
+        chosen = best(tuned)
         found[preset.name] = [replace(preset.spec, rate=chosen["rate"], seed=seed) for seed in preset.seeds]
     runs.get(spec for specs in found.values() for spec in specs)
     return {name: runs.get(specs) for name, specs in found.items()}
@@ -92,7 +98,7 @@ def curves(presets: Sequence[Preset], best_runs: dict[str, list[dict[str, Any]]]
     """By centralized row: (tokens, loss) of whole runs of different lengths, the rate scaled with none of them."""
     specs: dict[str, list[Spec]] = {}
     for preset in presets:
-        if preset.spec.method == "central":
+        if preset.spec.method == "central" and preset.name in best_runs:
             chosen = replace(preset.spec, rate=best_runs[preset.name][0]["rate"])
             shares = REFERENCES.get(preset.name, ())
             specs[preset.name] = [replace(chosen, tokens=int(chosen.tokens * share)) for share in (*shares, 1.0)]
@@ -105,13 +111,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few small rows; writes nothing into results/")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--rows", default="", help="only these rows of the table, separated by semicolons")
+    parser.add_argument("--kept", action="store_true", help="make the table of the runs that are there, and no more")
     arguments = parser.parse_args()
     presets = quick() if arguments.quick else FULL
     if arguments.rows:
         named = set(arguments.rows.split(";"))
         wanted = named | {reference_of(preset.spec) for preset in presets if preset.name in named}
         presets = tuple(preset for preset in presets if preset.name in wanted)
-    runs = Runs(arguments.workers)
+    runs = Runs(arguments.workers, kept_only=arguments.kept)
     found = measure(presets, runs)
     table = rows_of(presets, found, curves(presets, found, runs))
     report.show(table, title="Convergence, four peers", columns=COLUMNS)

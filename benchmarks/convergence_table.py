@@ -62,7 +62,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """The rows of the table, in order of the presets."""
     table = []
-    for preset in presets:
+    for preset in (preset for preset in presets if preset.name in found):
         runs = found[preset.name]
         first, losses = runs[0], [row["loss"] for row in runs]
         loss = sum(losses) / len(losses)
