@@ -160,7 +160,7 @@ class Learner:
         try:
             norm = squared_norm(self._residual)
         except NonFiniteUpdateError as error:
-            cause = cause or error.message
+            cause = cause or str(error)
             self._residual[:] = 0.0
             self._start_over()
         loss = min(result.loss_mean, _LARGEST_LOSS) if math.isfinite(result.loss_mean) else self._statistics.loss
