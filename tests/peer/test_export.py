@@ -79,6 +79,13 @@ def test_the_cards_own_example_runs(state, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("Once upon a time")
 
 
+def test_the_card_of_an_adapter_loads_it_with_peft():
+    card = model_card(MANIFEST, RunFacts(0, b"r" * 32), 5, is_adapter=True)
+    assert card.data.library_name == "peft"
+    assert "from peft import AutoPeftModelForCausalLM" in card.text
+    assert "model = AutoPeftModelForCausalLM.from_pretrained" in card.text
+
+
 def test_weights_are_safetensors_alone(state, tmp_path):
     folder = export(tmp_path / "out", state, MANIFEST, facts(state))
     files = {path.name for path in folder.rglob("*")}
