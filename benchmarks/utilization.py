@@ -309,8 +309,8 @@ def main() -> None:
     parser.add_argument("--line", type=float, default=20.0, help="Mbit/s, up and down")
     parser.add_argument("--delay", type=float, default=100.0, help="milliseconds one way")
     parser.add_argument("--floor", type=float, default=0.15, help="seconds that each step sleeps")
-    parser.add_argument("--outer-rate", type=float, default=0.7)
-    parser.add_argument("--outer-momentum", type=float, default=0.7)
+    parser.add_argument("--outer-rate", type=float, default=Outer().learning_rate)
+    parser.add_argument("--outer-momentum", type=float, default=Outer().momentum)
     chosen = parser.parse_args()
     if chosen.rounds < 6:
         parser.error("--rounds must be 6 or more: medians are of five at least, without the first")

@@ -64,7 +64,8 @@ class OverlappedLearner(Learner):
         self._stepper.start()
         with self._stepper.after(steps, limit, lambda: self._stop_training):
             done = self._stepper.take()
-            self._progress.take(self._trainer.local(), self._residual)
+            if not done.trouble and self._trainer.is_finite():
+                self._progress.take(self._trainer.local(), self._residual)
             self.train_seconds = done.seconds
             return self._count(done.result, round_)
 
@@ -75,9 +76,9 @@ class OverlappedLearner(Learner):
         """Nothing: the model has gone on, whatever became of the round."""
 
     def _start_over(self) -> None:
-        super()._start_over()
-        self._residual[:] = 0.0
-        self._progress.start_over(self.state.parameters)
+        """Drop the progress, and the optimizer's moments with it; what earlier rounds left is kept."""
+        self._trainer.start_over(self._progress.start_over(self.state.parameters, self._residual))
+        self._tokens = 0
 
     def _evaluate(self, surely: bool) -> float | None:
         """Of the certified parameters, which are lent the model; as seldom as it takes to cost little time."""
@@ -118,7 +119,8 @@ class OverlappedLearner(Learner):
     def _train_on(self, local: LocalState) -> None:
         super()._train_on(local)
         self._stepper.done = Done(**local.facts["done"])
-        self._trainer.set_parameters(self._progress.go_on(self.state.parameters, np.asarray(local.arrays["progress"])))
+        made = np.asarray(local.arrays["progress"])
+        self._trainer.set_parameters(self._progress.go_on(self.state.parameters, self._residual, made))
 
 
 def learner_kind(manifest: Manifest) -> type[Learner]:

@@ -45,14 +45,14 @@ class Progress:
         """The progress that is in no update yet, with the sign of an update (global minus local); a copy."""
         return self.since - local
 
-    def go_on(self, certified: Vector, made: Vector) -> Vector:
-        """After a restart: from the certified state with the progress that was saved; the local parameters."""
-        np.copyto(self.since, certified)
-        return certified - made
+    def go_on(self, certified: Vector, residual: Vector, made: Vector) -> Vector:
+        """After a restart: with the residual and the progress that were saved; the local parameters."""
+        np.subtract(certified, residual, out=self.since)
+        return self.since - made
 
-    def start_over(self, certified: Vector) -> None:
-        """Forget the progress: the model goes on from the certified state."""
-        np.copyto(self.since, certified)
+    def start_over(self, certified: Vector, residual: Vector) -> Vector:
+        """Forget the progress; returns the local parameters, `certified - residual`, to be read at once."""
+        return np.subtract(certified, residual, out=self.since)
 
 
 def _slices(vector: Vector) -> Iterator[slice]:

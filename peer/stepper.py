@@ -86,14 +86,11 @@ class Stepper:
     def paused(self) -> Iterator[None]:
         """Between two steps: the trainer is nobody else's inside."""
         with self._change:
-            self._pauses += 1
-            self._change.wait_for(lambda: not self._stepping)
+            self._hold()
         try:
             yield
         finally:
-            with self._change:
-                self._pauses -= 1
-                self._change.notify_all()
+            self._let_go()
 
     @contextmanager
     def after(self, steps: int, timeout: float, until: Callable[[], bool]) -> Iterator[None]:
@@ -112,14 +109,26 @@ class Stepper:
             )
 
         with self._change:
-            self._enough = steps  # until the pause has begun
+            self._enough = steps
             self._change.wait_for(over, timeout)
-            failure = self._failure
-        if failure is not None:
-            raise failure
-        with self.paused():
             self._enough = None
+            if self._failure is not None:
+                raise self._failure
+            self._hold()
+        try:
             yield
+        finally:
+            self._let_go()
+
+    def _hold(self) -> None:
+        """With the lock held: no step begins from here on, and the one that runs is over when it returns."""
+        self._pauses += 1
+        self._change.wait_for(lambda: not self._stepping)
+
+    def _let_go(self) -> None:
+        with self._change:
+            self._pauses -= 1
+            self._change.notify_all()
 
     def take(self) -> Done:
         """While paused: what was done since the last call; counting begins anew."""

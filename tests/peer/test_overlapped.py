@@ -250,9 +250,9 @@ async def test_leaving_while_training_runs_and_a_round_is_undecided(tmp_path: Pa
         await swarm.restart(2)
         learner = swarm.learner(2)
         assert learner._stepper.done.steps >= 2, "the steps ahead count in the next update"
-        np.testing.assert_allclose(
-            learner.state.parameters - learner._trainer.local(), learner._progress.made(learner._trainer.local())
-        )
+        made = learner._progress.made(learner._trainer.local())
+        unseen = learner.state.parameters - learner._trainer.local()
+        np.testing.assert_allclose(unseen, learner._residual + made, atol=1e-6)
         roots = {(await table.learners[i].apply(views[i].aggregate))[0] for i in (0, 1)}
         record = table.certify(views, [0, 1, 2], roots.pop())
         start = table.learners[0].state.parameters.astype(np.float64)
@@ -297,20 +297,30 @@ async def test_rolling_back_keeps_the_branch_and_what_was_learned_since(tmp_path
             one._stepper.stop()  # type: ignore[attr-defined]
 
 
-async def test_an_update_that_is_not_finite_is_dropped_with_the_progress(
+async def test_broken_training_sits_the_round_out_and_keeps_what_was_unseen(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     with watched(tmp_path) as swarm:
         learner = swarm.learner(0)
         await learner.train(1)
+        update = learner._residual.copy()
         with learner._stepper.paused():
             learner._trainer.local()[5] = np.nan
         with caplog.at_level(logging.ERROR, logger="peer.learner"):
-            assert await learner.train(1) == 1
-        assert "no longer finite" in caplog.text
-        assert not learner._residual.any()
-        assert await learner.train(2) > STEPS * STEP // 2
-        assert np.isfinite(learner._residual).all() and learner._residual.any()
+            assert await learner.train(2) == 1
+        assert "sitting out round 2" in caplog.text and learner._health.idle
+        assert np.array_equal(learner._residual, update)
+        assert await learner.train(3) >= STEPS * STEP
+        assert np.isfinite(learner._residual).all() and not np.array_equal(learner._residual, update)
+
+
+async def test_steps_that_cannot_be_taken_end_the_wait(tmp_path: Path):
+    """After so many bad steps in a row the trainer takes none: the learner must not wait for more, and starts over."""
+    with watched(tmp_path, local_steps=10**6, max_bad_steps=2) as swarm:
+        learner = swarm.learner(0)
+        learner._trainer._gradient = lambda batch: float("nan")  # type: ignore[method-assign]
+        assert await learner.train(1) == 1
+        assert learner._health.idle and learner._trainer._bad_in_a_row < 3
 
 
 async def test_an_error_in_training_reaches_who_waits_for_the_update(tmp_path: Path):

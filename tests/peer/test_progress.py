@@ -37,7 +37,7 @@ def test_every_step_is_in_exactly_one_place(seed: int, slice_: int, monkeypatch:
             assert not residual.any()
         else:
             kept = Progress(np.zeros(ELEMENTS, np.float32))
-            local = kept.go_on(certified, progress_before)
+            local = kept.go_on(certified, residual, progress_before)
         if what not in ("take", "land"):
             assert np.array_equal(residual, residual_before)
         np.testing.assert_allclose(residual + kept.made(local), learned, atol=1e-5)
@@ -48,6 +48,7 @@ def test_starting_over_forgets_what_is_not_finite():
     kept = Progress(local)
     local[1] = np.nan
     kept.take(local, np.zeros(4, np.float32))
-    certified = np.ones(4, np.float32)
-    kept.start_over(certified)
-    assert not kept.made(certified.copy()).any()
+    certified, residual = np.full(4, 3, np.float32), np.ones(4, np.float32)
+    local = kept.start_over(certified, residual).copy()
+    assert np.array_equal(local, certified - residual)
+    assert not kept.made(local).any()

@@ -107,9 +107,9 @@ def test_what_is_there_is_taken_at_the_deadline_or_when_woken(timeout: float):
     for _ in range(3):
         assert trainer.begun.acquire(timeout=PATIENCE)
     asked = threading.Event()
-    threading.Timer(0.05, lambda: (asked.set(), stepper.wake(), trainer.gate.release())).start()
+    threading.Timer(0.05, lambda: (asked.set(), stepper.wake(), trainer.gate.release(1000))).start()
     with stepper.after(50, timeout, asked.is_set):
-        assert trainer.inside == 0 and stepper.take().steps == 3
+        assert trainer.inside == 0 and 3 <= stepper.take().steps <= 50  # some may go by before this thread runs
     trainer.gate.release(1000)
     stepper.stop()
 
