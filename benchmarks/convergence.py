@@ -1,9 +1,11 @@
 """How good a model peers get for how little traffic: `python -m benchmarks.convergence` (`--quick`: in minutes).
 
 Four peers' text, equal tokens, the inner learning rate tuned for each row. *Token efficiency* is the number of tokens
-that the best centralized run needs for the same held-out loss, over the tokens used. *Bytes ratio* is what each peer
-would send in a float32 all-reduce of every step, over what it sends here, mask headroom and reducer copies counted.
-*Time efficiency* is the time of the centralized run in a data centre, over that of the peers on a line of 20 Mbit/s.
+that a centralized run needs for the same held-out loss, over the tokens used: `efficiency` against AdamW, which the
+field compares with, `efficiency_muon` against Muon, which is the better one here and the one inside most rows. *Bytes
+ratio* is what each peer would send in a float32 all-reduce of every step, over what it sends here, mask headroom and
+reducer copies counted. *Time efficiency* is the time of the centralized run in a data centre, over that of the peers on
+a line of 20 Mbit/s.
 
 Runs are kept in benchmarks/out/convergence, so that what was cut off goes on, and the table is made anew from them.
 """
@@ -33,8 +35,8 @@ from benchmarks.convergence_task import task
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = report.OUT / "convergence"
-COLUMNS = ("preset", "split", "start", "size", "rate", "loss", "spread", "efficiency", "bytes_ratio", "kilobytes",
-           "time_efficiency", "seeds")  # fmt: skip
+COLUMNS = ("preset", "split", "start", "size", "rate", "loss", "spread", "efficiency", "efficiency_bound",
+           "efficiency_muon", "bytes_ratio", "kilobytes", "seconds", "time_efficiency", "seeds")  # fmt: skip
 
 
 class Runs:

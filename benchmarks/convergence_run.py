@@ -55,6 +55,7 @@ class Spec:
     outer_rate: float = 1.0
     outer_momentum: float = 0.0
     momentum_rounds: int = 0
+    final_rate: float = 0.1
     ring_bits: int = 32
     pack: int = 1
     part: float = 1.0
@@ -85,6 +86,7 @@ class Spec:
                 local_steps=self.local_steps,
                 tokens_per_round=per_round,
                 decay_rounds=self.rounds,
+                final_rate=self.final_rate,
             ),
             outer=Outer(
                 learning_rate=self.outer_rate, momentum=self.outer_momentum, momentum_rounds=self.momentum_rounds

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.convergence_presets import Preset, reference_of
+from benchmarks.convergence_presets import ADAMW_REFERENCE, MUON_REFERENCE, Preset, reference_of
 
 LINE = 20e6 / 8
 """Bytes per second of the peers' line."""
@@ -34,14 +34,18 @@ def tokens_for(loss: float, curve: Curve) -> float | None:
 
 
 def efficiency(loss: float, tokens: int, curve: Curve) -> tuple[float | None, str]:
-    """(tokens needed over tokens used, "" or what is known instead when the loss is beyond the curve)."""
+    """Tokens needed over tokens used, and "", or "at least" where the longest centralized run is worse still.
+
+    None, and why, where even the shortest one is better.
+    """
     needed = tokens_for(loss, curve)
     if needed is not None:
         return round(needed / tokens, 3), ""
     if not curve or loss != loss:
         return None, "unknown"
-    ends = curve[-1] if loss < curve[-1][1] else curve[0]
-    return None, f"{'over' if loss < curve[-1][1] else 'under'} {ends[0] / tokens:.2f}"
+    if loss < curve[-1][1]:  # at least as many tokens as the longest run had: a bound that is safe to state
+        return round(curve[-1][0] / tokens, 3), "at least"
+    return None, f"under {curve[0][0] / tokens:.2f}"
 
 
 def seconds_to(loss: float, row: dict[str, Any], bytes_sent: float, rounds: int) -> float | None:
@@ -60,34 +64,38 @@ def seconds_to(loss: float, row: dict[str, Any], bytes_sent: float, rounds: int)
 def rows_of(
     presets: Sequence[Preset], found: dict[str, list[dict[str, Any]]], curves: dict[str, Curve]
 ) -> list[dict[str, Any]]:
-    """The rows of the table, in order of the presets."""
-    table = []
-    for preset in (preset for preset in presets if preset.name in found):
-        runs = found[preset.name]
-        first, losses = runs[0], [row["loss"] for row in runs]
-        loss = sum(losses) / len(losses)
-        reference = reference_of(preset.spec)
-        curve = _shifted(curves.get(reference, ()), found.get(reference, ()))
-        share, instead = efficiency(loss, first["tokens"], curve)
-        dense = found[reference][0]["bytes_per_peer"] if reference in found else 0
-        made = {
-            "preset": preset.name,
-            "why": preset.why,
-            **{key: first[key] for key in ("split", "start", "size", "parameters", "tokens", "rate", "batch")},
-            **{key: first[key] for key in ("optimizer", "local_steps", "pack", "ring_bits", "rounds", "method")},
-            **{key: first[key] for key in ("outer_rate", "outer_momentum")},
-            "loss": round(loss, 4),
-            "spread": round(max(losses) - min(losses), 4),
-            "seeds": len(losses),
-            "efficiency": share,
-            "efficiency_bound": instead,
-            "efficiency_adamw": _against_adamw(loss, first, preset, curves),
-            "bytes_ratio": round(dense / first["bytes_per_peer"], 1) if first["bytes_per_peer"] else None,
-            "kilobytes": round(first["bytes_per_peer"] / 1e3),
-            "cpu_seconds": round(sum(row["cpu_seconds"] for row in runs), 1),
-        }
-        table.append(made | _timed(loss, first, found.get(reference, [first])[0], curve))
-    return table
+    """The rows of the table, in order of the presets; those without a run are left out."""
+    return [_row(preset, found, curves) for preset in presets if preset.name in found]
+
+
+def _row(preset: Preset, found: dict[str, list[dict[str, Any]]], curves: dict[str, Curve]) -> dict[str, Any]:
+    runs = found[preset.name]
+    first, losses = runs[0], [row["loss"] for row in runs]
+    loss = sum(losses) / len(losses)
+    own = reference_of(preset.spec)
+    curve = _shifted(curves.get(own, ()), found.get(own, ()))
+    standard = curves.get(ADAMW_REFERENCE, ()) if own == MUON_REFERENCE else ()
+    share, bound = efficiency(loss, first["tokens"], standard)
+    same, same_bound = efficiency(loss, first["tokens"], curve)
+    dense = found[own][0]["bytes_per_peer"] if own in found else 0
+    made = {
+        "preset": preset.name,
+        "why": preset.why,
+        **{key: first[key] for key in ("split", "start", "size", "parameters", "tokens", "rate", "batch")},
+        **{key: first[key] for key in ("optimizer", "local_steps", "pack", "ring_bits", "rounds", "method")},
+        **{key: first[key] for key in ("outer_rate", "outer_momentum")},
+        "loss": round(loss, 4),
+        "spread": round(max(losses) - min(losses), 4),
+        "seeds": len(losses),
+        "efficiency": share,
+        "efficiency_bound": bound,
+        "efficiency_muon": same,
+        "efficiency_muon_bound": same_bound,
+        "bytes_ratio": round(dense / first["bytes_per_peer"], 1) if first["bytes_per_peer"] else None,
+        "kilobytes": round(first["bytes_per_peer"] / 1e3),
+        "cpu_seconds": round(sum(row["cpu_seconds"] for row in runs), 1),
+    }
+    return made | _timed(first, found.get(own, [first])[0], curve)
 
 
 def _shifted(curve: Curve, runs: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
@@ -98,14 +106,7 @@ def _shifted(curve: Curve, runs: Sequence[dict[str, Any]]) -> list[tuple[int, fl
     return [(tokens, loss + move) for tokens, loss in curve]
 
 
-def _against_adamw(loss: float, row: dict[str, Any], preset: Preset, curves: dict[str, Curve]) -> str | float | None:
-    if reference_of(preset.spec) != "central, Muon" or "central, AdamW" not in curves:
-        return None
-    share, instead = efficiency(loss, row["tokens"], curves["central, AdamW"])
-    return share if share is not None else instead
-
-
-def _timed(loss: float, row: dict[str, Any], central: dict[str, Any], curve: Curve) -> dict[str, Any]:
+def _timed(row: dict[str, Any], central: dict[str, Any], curve: Curve) -> dict[str, Any]:
     """Seconds to the target loss on the peers' line, and in a data centre over them. Of a centralized row: of its
     all-reduce of every step over that line."""
     target = next((found for tokens, found in curve if tokens >= _TARGET * row["tokens"]), None)
