@@ -65,7 +65,7 @@ ABLATIONS = (
     _row("outer momentum 0.9", "DiLoCo's 0.7 and 0.9", MUON[2:], **_FINE | {"outer_rate": 0.7, "outer_momentum": 0.9}),
     _row("8-bit ring", "30 local steps, 6 of 8 bits used", MUON[2:],
          **_FINE | {"local_steps": 30, "ring_bits": 8, "pack": 1}),
-    _row("2.5 bits", "9 local steps, 13 elements in a word", MUON[2:], **_FINE | {"local_steps": 9, "pack": 13}),
+    _row("4 bits", "15 local steps, 8 elements in a word", MUON[2:], **_FINE | {"local_steps": 15, "pack": 8}),
     _row("every step, 4.6 bits", "masked sums of gradients", MUON[2:], method="gradients", pack=7),
     _row("random tenth", "shared random part, the rest beside the model", MUON[2:], method="random-k",
          **_FINE | {"ring_bits": 8, "pack": 1, "local_steps": 4}, part=0.1, restart=True),
