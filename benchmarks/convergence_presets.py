@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.convergence_run import Spec
 
-MUON, ADAMW = (5e-3, 7e-3, 1e-2), (1.5e-3, 3e-3, 6e-3)
+MUON, ADAMW = (5e-3, 7e-3, 1e-2), (7.5e-4, 1.5e-3, 3e-3)
 
 
 @dataclass(frozen=True)

@@ -232,8 +232,12 @@ class Peer:
 class Swarm:
     """Peers that have met. `async with Swarm(5, tmp_path) as swarm`."""
 
-    def __init__(self, peers: int, folder: Path, limits: dict[str, float] | None = None, **train: Any) -> None:
-        self.network, self.manifest, self.folder = Network(), tiny_manifest(peers, limits, **train), folder
+    def __init__(
+        self, peers: int, folder: Path, limits: dict[str, float] | None = None, codec: Codec | None = None, **train: Any
+    ) -> None:
+        manifest = tiny_manifest(peers, limits, **train)
+        self.network, self.folder = Network(), folder
+        self.manifest = manifest if codec is None else manifest.replace(codec=codec)
         self.peers = [self.make(index) for index in range(peers)]
 
     def make(self, index: int) -> Peer:
