@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -26,32 +26,31 @@ import numpy.typing as npt
 from averaging.aggregate import Aggregate
 from averaging.chain import Chain
 from averaging.cohort import Cohort
-from averaging.encoding import Decoder, Encoder, NonFiniteUpdateError, next_scales, reference, signed, squared_norm
+from averaging.encoding import Encoder, NonFiniteUpdateError, reference, squared_norm
 from averaging.layout import Layout, RingArray
 from averaging.params import RunParams
-from averaging.plausible import check_norm, check_range, check_totals
 from averaging.record import Record
-from averaging.scales import UNKNOWN, levels
-from averaging.trailer import Statistics, Totals, pack, unpack
-from averaging.weights import as_float, next_ratios, told
+from averaging.trailer import Statistics, pack
+from averaging.weights import as_float, told
 from dht import merkle
 from dht.errors import StorageError
 from dht.identity import PeerId
 from dht.transport import Transport
-from dht.wire import digest
 from peer.batching import introduce
 from peer.catch_up import CatchUp, Haul
 from peer.data import TokenData
+from peer.fragments import Fragments
 from peer.health import Health
 from peer.history import ChainFrames
 from peer.local_training import LocalTraining
 from peer.manifest import Manifest
 from peer.noise import NoisePlan, NoisyEncoder
+from peer.outcome import Outcome
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
 from peer.rollback import bring_again, part_in, pinned_rounds, state_round
 from peer.run_params import weighing
-from peer.sent import Sent
+from peer.sent import Sent, signs
 from peer.state import CanonicalState
 from peer.store import LocalState, StateStore
 from peer.trainer import TrainerState, TrainResult
@@ -87,7 +86,8 @@ class Learner:
         self._outer = OuterStep(outer.learning_rate, outer.momentum, outer.nesterov, outer.momentum_rounds)
         self.claim: Callable[[], float | None] = lambda: trainer.claim  # epsilon, as the peer announces it
         self._noise = NoisePlan.of(manifest, self._layout, trainer.notes.append)
-        self._residual: Vector = np.zeros(self._layout.parameters, np.float32)
+        self._fragments = Fragments(state.schema.elements, manifest.codec.fragments)
+        self._residual: Vector = np.zeros(state.schema.elements, np.float32)
         self._folded = False  # whether the residual holds the model's local progress already
         self._tokens = 0  # behind the residual
         self._statistics = Statistics(0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -221,27 +221,29 @@ class Learner:
         assert cohort.tokens is not None
         domains, mine = cohort.roster.domains, cohort.peers.index(self._me)
         weight = as_float(self._weighing.weight(cohort.tokens, domains[mine], self.state.domains))
-        idle = self._health.idle
-        update = np.zeros_like(self._residual) if idle else self._residual
-        unit = reference(self.state.scales)
+        idle, roster = self._health.idle, cohort.roster
+        update = np.zeros(self._layout.parameters, np.float32)
+        if not idle:
+            update = self._fragments.part(self._residual, roster.round)
+        unit = reference(self._fragments.scales(self.state.scales, roster.round))
+        norm = self._statistics.squared_norm if self._fragments.count == 1 else squared_norm(update)
         statistics = replace(
             self._statistics,
             tokens=cohort.tokens,
-            squared_norm=self._statistics.squared_norm * weight * weight / unit,
+            squared_norm=norm * weight * weight / unit,
             lost_norm=self._lost_norm / unit,
             domain=told(domains, mine, self.manifest.weights.least),
         )
         if self._noise is not None:
             statistics, weight = self._noise.hide(statistics, update, weight, len(cohort.peers), unit)
         self._trailer = pack(statistics, self._layout.domains)
-        roster = cohort.roster
         sent = self._make_sent(roster.round, roster.round_sid, roster.largest, weight, os.urandom(16), update)
         if isinstance(sent.encoder, NoisyEncoder):
             sent.encoder.members = len(cohort.peers)
         self._sent = replace(sent, idle=idle)
 
     def _make_sent(self, round_: int, sid: bytes, members: int, weight: float, dither: bytes, update: Vector) -> Sent:
-        given = self._layout, members, self.state.scales.copy(), _signs(sid)
+        given = self._layout, members, self._fragments.scales(self.state.scales, round_), signs(sid)
         encoder = Encoder(*given) if self._noise is None else NoisyEncoder(*given, self._noise, update)
         return Sent(round_, sid, members, update, encoder, dither, weight)
 
@@ -265,14 +267,13 @@ class Learner:
         record = chain.record(sent.round)  # not always the head: who fetches a state may have missed several rounds
         if sent.sid != record.sid or self._me not in record.members():
             return
-        lost_norm = 0.0
+        lost_norm, residual = 0.0, self._residual[self._fragments.elements(sent.round)]
         for chunk in range(self._layout.chunks):
             if chunk in record.lost_chunks:
                 continue
             ring = self._layout.empty(chunk)
             sent.encoder.encode_chunk(chunk, sent.update, sent.weight, sent.dither, ring)
-            part = self._layout.slice(chunk)
-            here = self._residual[part]
+            here = residual[self._layout.slice(chunk)]
             here -= sent.encoder.dequantise_chunk(chunk, ring, sent.weight)[: len(here)]
             lost_norm += float(np.dot(here, here))
         self._lost_norm = lost_norm
@@ -299,65 +300,22 @@ class Learner:
             aggregate.lost,
             aggregate.sums,
         )
-        energies = self._energies(prepared)
-        self._check_plausible(prepared, energies)
-        outer, sections = self._outer.at(prepared.round), self._next_sections(prepared, energies)
-        root = self.state.root_after(self._gradient(prepared), outer, *sections)
+        outcome = self._outcome(prepared)
+        energies = outcome.energies()
+        outcome.check(energies)
+        outer, sections = self._outer.at(prepared.round), outcome.next_sections(energies)
+        root = self.state.root_after(outcome.gradient(), outer, *sections, part=outcome.part)
         self._prepared = prepared.leading_to(root)
         self._prepared.save(self._prepared_path)
-        totals = self._totals(prepared)
-        return root, totals.mean_loss if totals is not None else 0.0
+        return root, outcome.totals.mean_loss if outcome.totals is not None else 0.0
 
     @property
     def _prepared_path(self) -> Path:
         return self.store.folder / "prepared.bin"
 
-    def _totals(self, prepared: Prepared) -> Totals | None:
-        if self._layout.trailer in prepared.lost:
-            return None
-        return unpack(prepared.sums[self._layout.trailer], prepared.survivors)
-
-    def _gradient(self, prepared: Prepared) -> Iterator[Vector]:
-        """The mean pseudo-gradient, chunk by chunk: the weighted mean of the survivors' updates."""
-        decoder = self._decoder(prepared)
-        weight_sum = self._weighing.total(prepared.tokens, prepared.domains, self.state.domains)
-        for chunk in range(self._layout.chunks):
-            if chunk in prepared.lost:
-                yield np.zeros(self._layout.coordinates(chunk), np.float32)
-            else:
-                yield decoder.decode_chunk(chunk, prepared.sums[chunk], weight_sum)
-
-    def _decoder(self, prepared: Prepared) -> Decoder:
-        signs = _signs(prepared.sid)
-        return Decoder(self._layout, prepared.members, self.state.scales, signs, prepared.survivors)
-
-    def _energies(self, prepared: Prepared) -> npt.NDArray[np.float64]:
-        decoder = self._decoder(prepared)
-        energies = np.full(self._layout.blocks, UNKNOWN, np.float64)
-        for chunk in range(self._layout.chunks):
-            if chunk not in prepared.lost:
-                energies[self._layout.block_slice(chunk)] = decoder.block_energies(chunk, prepared.sums[chunk])
-        return energies
-
-    def _check_plausible(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> None:
-        top = levels(self._layout, prepared.members)
-        chunks = (c for c in range(self._layout.chunks) if c not in prepared.lost)
-        data = (signed(self._layout, c, prepared.sums[c], prepared.survivors, top) for c in chunks)
-        check_range(data, top, prepared.survivors)
-        totals = self._totals(prepared)
-        if totals is not None:
-            check_totals(totals, sum(prepared.tokens))
-            check_norm(energies, self.state.scales, top, totals)
-
-    def _next_sections(self, prepared: Prepared, energies: npt.NDArray[np.float64]) -> tuple[Vector, Vector]:
-        """The next state's clips, and its data domains' ratios."""
-        totals = self._totals(prepared)
-        if totals is None or self._noise is not None:
-            return self.state.scales.copy(), self.state.domains.copy()
-        scales = next_scales(
-            self._layout, prepared.members, self.state.scales, energies, prepared.survivors, totals.mean_squared_norm
-        )
-        return scales, next_ratios(self.state.domains, totals)
+    def _outcome(self, prepared: Prepared) -> Outcome:
+        given = prepared, self.state, self._layout, self._fragments, self._weighing
+        return Outcome(*given, fixed_clips=self._noise is not None)
 
     # --- adopting a state ---------------------------------------------------------------------------------------
 
@@ -371,8 +329,10 @@ class Learner:
     def _advance(self, prepared: Prepared, record: Record, chain: Chain) -> None:
         self._fold()
         self._take_out(chain)
-        sections = self._next_sections(prepared, self._energies(prepared))
-        root = self.state.advance(self._gradient(prepared), self._outer.at(prepared.round), *sections)
+        outcome = self._outcome(prepared)
+        sections = outcome.next_sections(outcome.energies())
+        outer = self._outer.at(prepared.round)
+        root = self.state.advance(outcome.gradient(), outer, *sections, part=outcome.part)
         if root != record.state_root:
             raise StorageError(
                 f"round {record.round} led to another state here than certified", remedy="check this machine's memory"
@@ -485,7 +445,7 @@ class Learner:
         if sent := local.facts.get("sent"):
             # I left before that round was decided: its sum may have my update in it.
             sid, dither = bytes.fromhex(sent["sid"]), bytes.fromhex(sent["dither"])
-            before = self._residual.copy()
+            before = self._fragments.part(self._residual.copy(), int(sent["round"]))
             self._sent = self._make_sent(sent["round"], sid, sent["members"], sent["weight"], dither, before)
         return True
 
@@ -494,7 +454,3 @@ class Learner:
         found = (name.partition("trainer/")[2] for name in local.arrays)
         moments = {name: np.asarray(local.arrays[f"trainer/{name}"]) for name in found if name}
         self._trainer.restore(TrainerState(moments, dict(local.facts["trainer"])))
-
-
-def _signs(sid: bytes) -> bytes:
-    return digest("signs", sid)

@@ -92,10 +92,11 @@ class Manifest:
         _check_adapter(self)
         _check_ledger(self.ledger)
         _check_step(self.train.tokens_per_step, self.data.sequence_length)
-        if self.privacy.noise_multiplier and (self.codec.ring_bits, self.codec.pack) != (32, 1):
+        fine = (self.codec.ring_bits, self.codec.pack, self.codec.fragments) == (32, 1, 1)
+        if self.privacy.noise_multiplier and not fine:
             raise ConfigError(
-                f"privacy.noise_multiplier = {self.privacy.noise_multiplier:g} needs the 32-bit ring, unpacked",
-                remedy="set codec.ring_bits = 32 and codec.pack = 1, or privacy.noise_multiplier = 0",
+                f"privacy.noise_multiplier = {self.privacy.noise_multiplier:g} needs the 32-bit ring, whole and unpacked",
+                remedy="set codec.ring_bits = 32, pack = 1 and fragments = 1, or privacy.noise_multiplier = 0",
             )
         if self.cohort.minimum > self.cohort.target:
             raise ConfigError(f"cohort.minimum = {self.cohort.minimum} is over cohort.target = {self.cohort.target}")

@@ -8,6 +8,7 @@ from averaging.params import Deadlines, RunParams
 from averaging.record import MAX_LOST_CHUNKS
 from averaging.weights import EIGHTHS, Weighing
 from dht.errors import ConfigError
+from peer.fragments import Fragments
 from peer.manifest import Manifest
 
 
@@ -15,7 +16,8 @@ def run_params(manifest: Manifest, parameters: int) -> RunParams:
     """What the averaging protocol needs of the manifest, for a model with so many trained parameters."""
     limits = manifest.cohort.deadlines
     codec, domains = manifest.codec, len(manifest.weights.domains)
-    layout = Layout(parameters, codec.ring_bits, codec.chunk_elements, codec.pack, domains)
+    size = Fragments(parameters, codec.fragments).size
+    layout = Layout(size, codec.ring_bits, codec.chunk_elements, codec.pack, domains)
     if layout.chunk_bytes(0) > MAX_CHUNK_BYTES:
         raise ConfigError(
             f"a chunk of codec.chunk_elements = {manifest.codec.chunk_elements} has {layout.chunk_bytes(0)} bytes",

@@ -275,6 +275,12 @@ class Codec:
         "Elements per chunk, a multiple of 4096.", default=131072, low=HADAMARD_BLOCK, high=1 << 24, unit="elements"
     )
 
+    fragments: int = key(
+        "Parts of the model, of which each round sums one, in turn: a round sends so many times less.",
+        default=1,
+        low=1,
+        high=64,
+    )
     pack: int = key(
         "Elements that share one word of the 32-bit ring, each with 32 / pack bits: 7 serves cohorts of up to 22, 8 of "
         "up to 15, 10 of up to 8, 13 of up to 4 members; the fewer members, the finer the rounding. 1: one element "

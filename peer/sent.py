@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from averaging.encoding import Encoder
+from dht.wire import digest
 from peer.outer import Vector
 
 
@@ -28,3 +29,8 @@ class Sent:
             return None
         secret = {"sid": self.sid.hex(), "dither": self.dither.hex()}
         return {"round": self.round, "members": self.members, "weight": self.weight, **secret}
+
+
+def signs(sid: bytes) -> bytes:
+    """Seed of the random signs of a round's rotation."""
+    return digest("signs", sid)

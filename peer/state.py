@@ -221,20 +221,33 @@ class CanonicalState:
         self._leaves[index] = leaf
 
     def root_after(
-        self, gradient: Iterable[Vector], outer: OuterStep, scales: Vector, domains: Vector | None = None
+        self,
+        gradient: Iterable[Vector],
+        outer: OuterStep,
+        scales: Vector,
+        domains: Vector | None = None,
+        *,
+        part: slice | None = None,
     ) -> bytes:
         """Root of the state that `advance` with the same arguments would make; nothing is changed or copied.
 
         `gradient`: the mean pseudo-gradient as consecutive float32 arrays of any lengths, in all at least D elements;
-        what follows the first D is padding. Without `domains` those stay as they are. Raises RoundError when the step
-        leaves the range of float32.
+        what follows the first D is padding. With `part` it is for these elements alone, which begin at a multiple of
+        65536 and end at one or at D; all others keep their bits. Without `domains` those stay as they are. Raises
+        RoundError when the step leaves the range of float32.
         """
         new_domains = _vector(self.domains if domains is None else domains, self.schema.domains)
-        leaves = self._step(gradient, outer, apply=False)
+        leaves = self._step(gradient, outer, part, apply=False)
         return merkle.root([*leaves, *_leaves(_vector(scales, self.schema.blocks)), *_leaves(new_domains)])
 
     def advance(
-        self, gradient: Iterable[Vector], outer: OuterStep, scales: Vector, domains: Vector | None = None
+        self,
+        gradient: Iterable[Vector],
+        outer: OuterStep,
+        scales: Vector,
+        domains: Vector | None = None,
+        *,
+        part: slice | None = None,
     ) -> bytes:
         """Become the next state, in place; returns its root. Call it only for a round that is certified.
 
@@ -244,7 +257,7 @@ class CanonicalState:
         new_scales = _vector(scales, self.schema.blocks)
         new_domains = _vector(self.domains if domains is None else domains, self.schema.domains)
         try:
-            leaves = self._step(gradient, outer, apply=True)
+            leaves = self._step(gradient, outer, part, apply=True)
         except BaseException:
             self._leaves = self._hashed()
             raise
@@ -256,23 +269,26 @@ class CanonicalState:
     def _hashed(self) -> list[bytes]:
         return [merkle.leaf_hash(chunk) for chunk in self.chunks()]
 
-    def _step(self, gradient: Iterable[Vector], outer: OuterStep, *, apply: bool) -> list[bytes]:
-        """Leaves of header, parameters and momentum after the outer step."""
+    def _step(self, gradient: Iterable[Vector], outer: OuterStep, part: slice | None, *, apply: bool) -> list[bytes]:
+        """Leaves of header, parameters and momentum after the outer step of these elements."""
         require_ieee()
-        parameters: list[bytes] = []
-        momentum: list[bytes] = []
-        for start, piece in _slices(gradient, self.schema.elements):
+        first, last = (part.start, part.stop) if part else (0, self.schema.elements)
+        if first % SLICE or (last % SLICE and last != self.schema.elements):
+            raise ValueError(f"a step cannot be of elements {first} to {last}, within a chunk")
+        head, count = -(-len(self._header) // CHUNK_BYTES), -(-self.schema.elements // SLICE)
+        parameters, momentum = self._leaves[head : head + count], self._leaves[head + count : head + 2 * count]
+        for offset, piece in _slices(gradient, last - first):
+            start = first + offset
             here = slice(start, start + len(piece))
             new_parameters, new_momentum = outer.apply_slice(self.parameters[here], self.momentum[here], piece)
-            parameters += _leaves(new_parameters)
-            momentum += _leaves(new_momentum)
+            parameters[start // SLICE] = _leaves(new_parameters)[0]
+            momentum[start // SLICE] = _leaves(new_momentum)[0]
             if apply:
                 self.parameters[here] = new_parameters
                 self.momentum[here] = new_momentum
             if start % (_RELEASE_EVERY * SLICE) == 0:
                 self.release()
         self.release()
-        head = -(-len(self._header) // CHUNK_BYTES)
         return [*self._leaves[:head], *parameters, *momentum]
 
 
