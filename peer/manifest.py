@@ -95,7 +95,7 @@ class Manifest:
         fine = (self.codec.ring_bits, self.codec.pack, self.codec.fragments) == (32, 1, 1)
         if self.privacy.noise_multiplier and not fine:
             raise ConfigError(
-                f"privacy.noise_multiplier = {self.privacy.noise_multiplier:g} needs the 32-bit ring, whole and unpacked",
+                f"privacy.noise_multiplier = {self.privacy.noise_multiplier:g} needs the 32-bit ring, unpacked, whole",
                 remedy="set codec.ring_bits = 32, pack = 1 and fragments = 1, or privacy.noise_multiplier = 0",
             )
         if self.cohort.minimum > self.cohort.target:
