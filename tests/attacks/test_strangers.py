@@ -254,7 +254,7 @@ def test_a_joiner_who_is_shown_stale_and_forged_histories_ends_on_the_certified_
             lie = replace(old, links=(*old.links, Decision(encode(forged), encode(signed))), head_round=9)
             return (evil.say(action.to, old, 0), evil.say(action.to, lie, 0))
 
-    arena = Arena(8, 1, genesis_peers=7, target=7)
+    arena = Arena(8, 3, genesis_peers=7, target=7)
     arena.start(arena.order[:7])
     assert arena.run(lambda: arena.reached(3, arena.order[:7]), 60)
     plot = arena.corrupt(Old(), *arena.order[1:3])

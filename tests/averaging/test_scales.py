@@ -49,7 +49,7 @@ def test_clips_find_the_size_of_the_updates_from_any_start(start, ring_bits, goo
     *_, (error, scales) = run(layout, updates, np.full(4, start, np.float32), 25)
     assert error < good
     rms = sizes[::BLOCK] * math.sqrt(2)
-    np.testing.assert_allclose(scales / (kappa(ring_bits, members) * rms), 1.0, atol=0.25)
+    np.testing.assert_allclose(scales / (kappa(Layout(BLOCK, ring_bits), members) * rms), 1.0, atol=0.25)
 
 
 @settings(max_examples=50, deadline=None)
@@ -93,7 +93,7 @@ def test_a_false_norm_moves_rho_within_its_bounds_only():
     low, high = (next_scales(layout, 8, old, energy, 8, norm)[0] for norm in (0.0, 16.0))
     assert low < high <= GROW
     rms = 2000 / (4095 * 8)
-    assert low == pytest.approx(max(kappa(16, 8) * rms, SHRINK))
+    assert low == pytest.approx(max(kappa(Layout(BLOCK, 16), 8) * rms, SHRINK))
 
 
 @pytest.mark.parametrize(("learning_rate", "steps", "clip"), [(1e-3, 50, 0.2), (0.0, 5, 2e-12), (1e9, 10**6, 5e11)])
@@ -104,7 +104,7 @@ def test_first_clips_cover_what_the_inner_steps_can_move(learning_rate, steps, c
 
 
 def test_more_levels_take_wider_clips():
-    widths = [kappa(8, n) for n in (64, 32, 8, 4)] + [kappa(16, 16), kappa(32, 8)]
+    widths = [kappa(Layout(BLOCK, b), n) for b, n in ((8, 64), (8, 32), (8, 8), (8, 4), (16, 16), (32, 8))]
     assert widths == sorted(widths)
 
 

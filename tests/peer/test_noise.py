@@ -14,6 +14,7 @@ from dht.errors import ConfigError
 from dht.wire import digest
 from peer.manifest import Codec, Manifest, Privacy
 from peer.noise import NoisePlan, noise_clip
+from tests.peer.learner_oracle import oracle_weight
 from tests.peer.learner_table import Table
 from tests.peer.swarm_in_process import tiny_manifest
 
@@ -34,8 +35,8 @@ def mean_update(table: Table, view: SimpleNamespace) -> np.ndarray:
     from peer.prepared import Prepared
 
     sums = view.aggregate
-    prepared = Prepared(1, b"", b"", sums.sid, sums.members, len(sums.survivors), sums.tokens, sums.lost, sums.sums)
-    return np.concatenate(list(learner._gradient(prepared)))
+    prepared = Prepared(1, b"", b"", sums.sid, sums.members, sums.tokens, sums.domains, sums.lost, sums.sums)
+    return np.concatenate(list(learner._outcome(prepared).gradient()))
 
 
 @pytest.mark.parametrize("change", [{"ring_bits": 16}, {"ring_bits": 8}, {"pack": 10}])
@@ -84,7 +85,7 @@ async def test_the_sum_has_the_noise_of_three_and_the_clipped_updates(tmp_path):
     table = Table(tmp_path, manifest=manifest())
     views = await table.upload()
     updates = [learner._residual.copy() for learner in table.learners]
-    weight = views[0].tokens / table.manifest.train.tokens_per_round
+    weight = oracle_weight(views[0].tokens, table.manifest)
     lengths = [float(np.linalg.norm(update.astype(np.float64))) for update in updates]
     assert min(lengths) * weight > 2 * CLIP  # all of them are clipped
     table.add_up(views, [0, 1, 2])

@@ -70,7 +70,7 @@ class Forked:
             applied = {(await learner.apply(view.aggregate))[0] for learner, view in seated}
             first = self.table.learners[0]
             assert first._prepared is not None
-            mean = np.concatenate(list(first._gradient(first._prepared)))
+            mean = np.concatenate(list(first._outcome(first._prepared).gradient()))
             self.means.append(mean[: len(first._residual)])
             record = self.table.certify(views, survivors, applied.pop())
             for learner in self.table.learners:
