@@ -315,7 +315,7 @@ def test_forged_results_and_votes_are_refused():
 
 
 def test_a_result_of_another_cohort_or_with_too_few_survivors_is_refused():
-    swarm = started(9)
+    swarm = started(3)
     first = swarm.height() + 1
     liar = swarm.order[4]
 

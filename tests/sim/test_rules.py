@@ -437,7 +437,7 @@ RULES: dict[str, tuple[Callable[[], None], tuple[Callable[[], Any], ...]]] = {
         (no_opening_below_the_threshold, mutations.no_threshold),
         (nothing_leaves_in_the_clear, mutations.no_masks),
         (no_keystream_is_used_twice, mutations.one_counter, mutations.old_keys),
-        (the_audit_seed_opens_after_all_sums_are_signed, mutations.early_audit, mutations.anybodys_sums),
+        (the_audit_seed_opens_after_all_sums_are_signed, mutations.early_audit),
         (sums_count_only_from_who_owes_them, mutations.anybodys_sums),
         (what_is_audited_counts_only_when_it_is_right, mutations.no_audits),
     )
