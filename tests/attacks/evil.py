@@ -8,6 +8,7 @@ every refusal with who refused whom, and watches that no pair of seeds of one me
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from averaging.actions import Send
+from averaging.actions import Note, Send
 from averaging.bulk import Chunk, parse
 from averaging.cohort import Cohort
 from averaging.encoding import signed
@@ -34,7 +35,9 @@ from dht.envelope import Envelope, seal, signed_digest
 from dht.errors import ProtocolError, Refusal
 from dht.identity import Identity, PeerId
 from dht.wire import decode_as, encode, message_type
-from tests.sim.swarm import Swarm
+from tests.sim.swarm import Peer, Swarm
+
+_REFUSED = re.compile(r"refused \((\d+) [A-Z_]+\)")
 
 M = TypeVar("M")
 
@@ -303,6 +306,12 @@ class Arena(Swarm):
             liars, needed = self._liars_in[sid], threshold(self._sizes[sid])
             if victim not in liars:
                 assert min(len(held | liars) for held in kinds.values()) < needed, "a pair of seeds is out"
+
+    def _do(self, peer: Peer, action: object) -> None:
+        # What came before its time is refused when its time has come, and a bad link after those before it: by a note.
+        if isinstance(action, Note) and action.peer is not None and (found := _REFUSED.search(action.text)):
+            self.refused.append(Refused(peer.id, action.peer, Refusal(int(found[1])), action.text))
+        super()._do(peer, action)
 
     def refusals_of(self, liar: PeerId) -> Counter[Refusal]:
         """How honest peers refused a liar."""

@@ -367,7 +367,8 @@ def no_keystream_is_used_twice() -> None:
 
 def the_audit_seed_opens_after_all_sums_are_signed() -> None:
     """A liar signs sums of all chunks at once; reducer 5 is slow. Nobody opens its audit shares before 5 has signed."""
-    net = CohortNet(8)
+    # No sum is audited: whoever is asked to show inputs of a sum that it had no right to sign has none to show.
+    net = CohortNet(8, audit_share=0.0)
     slow, liar = 5, 6
     every = tuple(range(net.params.layout.total_chunks))
 
@@ -437,7 +438,7 @@ RULES: dict[str, tuple[Callable[[], None], tuple[Callable[[], Any], ...]]] = {
         (no_opening_below_the_threshold, mutations.no_threshold),
         (nothing_leaves_in_the_clear, mutations.no_masks),
         (no_keystream_is_used_twice, mutations.one_counter, mutations.old_keys),
-        (the_audit_seed_opens_after_all_sums_are_signed, mutations.early_audit),
+        (the_audit_seed_opens_after_all_sums_are_signed, mutations.early_audit, mutations.anybodys_sums),
         (sums_count_only_from_who_owes_them, mutations.anybodys_sums),
         (what_is_audited_counts_only_when_it_is_right, mutations.no_audits),
     )
