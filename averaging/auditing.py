@@ -126,7 +126,6 @@ class Checks:
         """Members that got the signed hashes that I hold."""
         self.receipts: set[int] = set()
         """Members whose receipt was compared with the manifests that I hold."""
-        self._duties: dict[int, set[int]] = {}
         self._considered: object = None
 
     def is_new(self, state: object) -> bool:
@@ -140,8 +139,6 @@ class Checks:
             if (author, chunk) in self._auditors:
                 continue
             chosen = self._auditors[author, chunk] = auditor(seed, self.share, reducers, author, chunk)
-            if chosen is not None:
-                self._duties.setdefault(chosen, set()).add(chunk)
             if chosen is not None and author == self._me:
                 self.to_show.append((chunk, chosen))
             if chosen == self._me:
@@ -150,10 +147,6 @@ class Checks:
     def auditor(self, author: int, chunk: int) -> int | None:
         """Who audits this sum; None for nobody, or while it is not known."""
         return self._auditors.get((author, chunk))
-
-    def audits(self, member: int, chunk: int) -> bool:
-        """Whether a member audits anybody's sum of a chunk."""
-        return chunk in self._duties.get(member, ())
 
     def heard(self, member: int, message: Audited) -> None:
         """Keep what an auditor found; only what it was picked for counts."""

@@ -8,7 +8,7 @@ be checked even so makes the round void, or whoever has an accomplice could esca
 from __future__ import annotations
 
 from averaging.actions import Note, Send, SetTimer, TimerKey
-from averaging.auditing import Audited, Unshown, entry
+from averaging.auditing import Audited, Unshown, auditor, entry
 from averaging.bulk import BulkKind, Chunk
 from averaging.collecting import Collecting, Failed
 from averaging.dealing import MisdealtError, Seed
@@ -163,10 +163,25 @@ class Checking(Collecting):
         asked = self.checks.asked[sender] = self.checks.asked.get(sender, 0) + 1
         if self.certified is None or asked > len(self.peers):
             raise ProtocolError(Refusal.RATE_LIMITED, "asks for inputs too often, or too early")
-        if not all(self.checks.audits(sender, chunk) for chunk in message.chunks):
+        if not all(self._may_check(sender, chunk) for chunk in message.chunks):
             raise ProtocolError(Refusal.UNEXPECTED, "asks for inputs of chunks that it does not audit")
         held = tuple((i, c) for c in message.chunks for i in self.certified.survivors if self._input(i, c) is not None)
         return [Show(self.sid, held, self.peers[sender])] if held else []
+
+    def _may_check(self, member: int, chunk: int) -> bool:
+        """Whether a member audits a sum of a chunk by its reducer or by who may stand in for it.
+
+        It may know of a signed hash, or of a death, that I have not heard of, so what I know must not decide.
+        """
+        if self._audit.seed is None or self.certified is None or not 0 <= chunk < self.layout.total_chunks:
+            return False
+        reducers, reducer = self.certified.reducers, self.duties.reducers[chunk]
+        turns = range(tolerated(len(self.peers)) + 1)
+        authors = {reducer, *(self.duties.stand_in(reducer, reducers, set(), turn) for turn in turns)}
+        return any(
+            author is not None and auditor(self._audit.seed, self.checks.share, reducers, author, chunk) == member
+            for author in authors
+        )
 
     def _compare(self, sender: int, message: Audited) -> list[CohortAction]:
         """Who holds other hashes of sums than I gets those that I hold: two stories of one author meet there."""

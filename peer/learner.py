@@ -88,7 +88,8 @@ class Learner:
         self._noise = NoisePlan.of(manifest, self._layout, trainer.notes.append)
         self._fragments = Fragments(state.schema.elements, manifest.codec.fragments)
         self._residual: Vector = np.zeros(state.schema.elements, np.float32)
-        self._folded = False  # whether the residual holds the model's local progress already
+        # The model is at the certified parameters; or it has the residual and progress in it; or the residual has both.
+        self._in_model = self._folded = False
         self._tokens = 0  # behind the residual
         self._statistics = Statistics(0, 0.0, 0.0, 0.0, 0.0, 0)
         self._lost_norm = 0.0
@@ -173,8 +174,8 @@ class Learner:
         return max(1, self._tokens)
 
     def _start_over(self) -> None:
-        """Drop what was learned since the certified state, and the optimizer's moments with it."""
-        self._trainer.start_over(self.state.parameters)
+        """Drop what was learned since training began, and the optimizer's moments; what earlier rounds left is kept."""
+        self._trainer.start_over(self.state.parameters - self._residual)
         self._tokens = 0
 
     @property
@@ -183,12 +184,11 @@ class Learner:
         return self._trainer.pace.tokens_per_second
 
     def _fold(self) -> None:
-        """residual += certified - local: from now on the residual is the update."""
-        if not self._folded:
-            self._residual += self.state.parameters
-            self._residual -= self._trainer.local()
-            self._folded = True
+        """residual = certified - local: from now on the residual is the update."""
+        if self._in_model:
+            np.subtract(self.state.parameters, self._trainer.local(), out=self._residual)
             self.state.release()
+        self._in_model, self._folded = False, True
 
     def _unfold(self) -> None:
         """All that no sum has taken up yet is in the model while it trains: local = certified - residual.
@@ -198,8 +198,7 @@ class Learner:
         """
         if not self._folded:
             self._trainer.set_parameters(self._trainer.local() - self._residual)
-        self._residual[:] = 0.0
-        self._folded = False
+        self._in_model, self._folded = True, False
         self.state.release()  # not read again until the sums are in
 
     async def evaluate(self, *, surely: bool = True) -> float | None:
@@ -210,7 +209,7 @@ class Learner:
         return await self._in_thread(self._evaluate, surely)
 
     def _evaluate(self, surely: bool) -> float | None:
-        if self._heldout is None or self._folded:
+        if self._heldout is None or self._folded or self._in_model:
             return None
         return self._trainer.evaluate(self._heldout.evaluation(_HELDOUT_BATCH, _HELDOUT_SEQUENCES))
 
@@ -356,7 +355,7 @@ class Learner:
     def _land(self) -> None:
         """The next local steps start from the certified parameters; the residual has all that was learned before."""
         self._trainer.set_parameters(self.state.parameters)
-        self._folded = False
+        self._in_model = self._folded = False
 
     async def fetch(self, record: Record, chain: Chain, donors: Sequence[PeerId]) -> bool:
         """Adopt a certified state that I did not commit: from my own prepared sums, else chunk by chunk from donors."""

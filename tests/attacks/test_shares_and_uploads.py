@@ -162,7 +162,7 @@ class Late(Plot):
 
 @pytest.mark.parametrize(("seed", "kept"), [(0, True), (1, False), (4, False)])
 def test_a_chunk_after_the_receipt_is_stale(seed: int, kept: bool) -> None:
-    """Both times; whether the receiver has the certificate already or keeps the chunk until then is a matter of luck."""
+    """Both times; whether the receiver has the certificate or keeps the chunk until then is a matter of luck."""
     arena = started(seed=seed)
     liar = arena.order[3]
     plot = arena.corrupt(Late(), liar)

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from averaging.auditing import Unshown
 from averaging.messages import Manifest, SumHashes, Unmask
 from averaging.params import tolerated
 from tests.averaging.cohort_net import CohortNet
@@ -142,3 +143,15 @@ def test_lost_sums_are_asked_for_and_relayed_with_their_authors_hashes():
     assert net.check_sums() == ()
     author, _ = net.nodes[0].cohort.sums.get(net.nodes[0].cohort.duties.of(1)[0])
     assert author in (1, 2)
+
+
+@pytest.mark.parametrize("n", [7, 8, 15])
+def test_an_auditor_that_heard_more_than_others_is_refused_by_nobody(n):
+    """Some hear of a hash whose author dies, and audit it; they ask for inputs among others who never heard of it."""
+    asked = 0
+    for seed in range(12):
+        net = play(n, 8, "mid-hashes", seed)
+        net.check_sums()
+        assert net.refusals == [], seed
+        asked += len(net.messages(Unshown))
+    assert asked > 0
