@@ -122,6 +122,8 @@ class Checks:
         """Inputs that each member showed me before I knew the seed."""
         self.asked: dict[int, int] = {}
         """How often each member asked me for inputs."""
+        self.too_early: dict[int, Unshown] = {}
+        """The last such question of each member from before I knew the seed."""
         self.compared: set[int] = set()
         """Members that got the signed hashes that I hold."""
         self.receipts: set[int] = set()

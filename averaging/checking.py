@@ -71,22 +71,25 @@ class Checking(Collecting):
 
     def _step_audit(self) -> list[CohortAction]:
         """Open the seed once all sums are signed; then show, check and report whatever can be."""
-        if self.certified is None or ("audit" not in self._done and not self.sums.all_signed):
+        if self.certified is None:
             return []
         limits, actions = self.params.deadlines, list[CohortAction]()
-        if "audit" not in self._done:
+        if "audit" not in self._done and self.sums.all_signed:
             self._done.add("audit")
             shares = tuple(self._dealing.share(Seed.AUDIT, i) for i in self.certified.survivors)
             actions += self._broadcast(AuditShares(self.sid, shares))
             # Others may learn of the last hash as late as a sum may come.
             patience = limits.unmask + (tolerated(len(self.peers)) + 2) * limits.sums
             actions += [SetTimer(self._key("audit", 0), patience)] if self.checks.share else []
+        # My own shares wait until I know of all hashes. If enough others know of all, the seed is open, and waiting any
+        # longer would only keep my inputs from an auditor.
         self._audit.try_open()
         if self._audit.seed is None or not self.checks.share:
             return actions
         if "audit-open" not in self._done:
             self._done.add("audit-open")
             actions.append(SetTimer(self._key("audit", 1), limits.unmask))
+            actions += self._answer_early()
         signed = self.sums.signed()
         if self.checks.is_new((len(signed), len(self._suspects), "sums-late" in self._done)):
             counting = [pair for pair in signed if self._counts(*pair)]
@@ -163,10 +166,23 @@ class Checking(Collecting):
         asked = self.checks.asked[sender] = self.checks.asked.get(sender, 0) + 1
         if self.certified is None or asked > len(self.peers):
             raise ProtocolError(Refusal.RATE_LIMITED, "asks for inputs too often, or too early")
+        if self._audit.seed is None and self.checks.share:
+            self.checks.too_early[sender] = message  # it had the seed's shares before me: answered when I have them
+            return []
         if not all(self._may_check(sender, chunk) for chunk in message.chunks):
             raise ProtocolError(Refusal.UNEXPECTED, "asks for inputs of chunks that it does not audit")
         held = tuple((i, c) for c in message.chunks for i in self.certified.survivors if self._input(i, c) is not None)
         return [Show(self.sid, held, self.peers[sender])] if held else []
+
+    def _answer_early(self) -> list[CohortAction]:
+        actions: list[CohortAction] = []
+        early, self.checks.too_early = self.checks.too_early, {}
+        for sender, message in early.items():
+            try:
+                actions += self._show_all(sender, message)
+            except ProtocolError as error:
+                actions.append(Note(str(error), self.peers[sender]))
+        return actions
 
     def _may_check(self, member: int, chunk: int) -> bool:
         """Whether a member audits a sum of a chunk by its reducer or by who may stand in for it.
