@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from averaging.layout import BLOCK
 from dht.errors import ConfigError
 from peer.fragments import Fragments
 from peer.manifest import Codec, Manifest, Outer
 from peer.overlapped import OverlappedLearner
-from peer.plan import plan
+from peer.plan import describe, plan
+from peer.run_params import run_params
 from peer.state import SLICE
 from tests.peer.learner_table import TOKENS, Table
 from tests.peer.swarm_in_process import tiny_manifest
@@ -22,13 +24,14 @@ from tests.peer.swarm_in_process import tiny_manifest
 SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-@given(st.integers(1, 20 * SLICE), st.integers(1, 8))
+@given(st.integers(1, 100 * BLOCK), st.integers(1, 64))
 def test_every_element_is_in_exactly_one_fragment(parameters: int, count: int) -> None:
     try:
         fragments = Fragments(parameters, count)
     except ConfigError:
-        assert count > 1 and parameters <= (count - 1) * -(-parameters // (count * SLICE)) * SLICE
+        assert count > 1 and parameters <= (count - 1) * -(-parameters // (count * BLOCK)) * BLOCK
         return
+    assert fragments.size == parameters or fragments.size % BLOCK == 0
     parts = [fragments.elements(round_) for round_ in range(1, count + 1)]
     assert parts[0].start == 0 and parts[-1].stop == parameters
     assert all(one.stop == other.start for one, other in pairwise(parts))
@@ -37,23 +40,26 @@ def test_every_element_is_in_exactly_one_fragment(parameters: int, count: int) -
 
 
 def test_parts_are_padded_and_put_back() -> None:
-    fragments = Fragments(3 * SLICE - 100, 2)
-    vector = np.arange(1, 3 * SLICE - 99, dtype=np.float32)
+    fragments = Fragments(3 * BLOCK - 100, 2)
+    vector = np.arange(1, 3 * BLOCK - 99, dtype=np.float32)
     second = fragments.part(vector, 2)
-    assert len(second) == fragments.size == 2 * SLICE
-    assert second[0] == 2 * SLICE + 1 and second[SLICE - 101] == 3 * SLICE - 100 and not second[SLICE - 100 :].any()
-    clips = np.ones(48, np.float32)
+    assert len(second) == fragments.size == 2 * BLOCK
+    assert second[0] == 2 * BLOCK + 1 and second[BLOCK - 101] == 3 * BLOCK - 100 and not second[BLOCK - 100 :].any()
+    clips = np.ones(3, np.float32)
     part = fragments.scales(clips, 2)
-    assert len(part) == 32 and part[15] == 1 and 0 < part[16] < 1e-9
-    back = fragments.put_back(clips, np.full(32, 5, np.float32), 2)
-    assert back.tolist() == [1] * 32 + [5] * 16
+    assert len(part) == 2 and part[0] == 1 and 0 < part[1] < 1e-9
+    back = fragments.put_back(clips, np.full(2, 5, np.float32), 2)
+    assert back.tolist() == [1, 1, 5] and clips.tolist() == [1, 1, 1]
     whole = Fragments(100, 1)
     assert whole.part(vector[:100], 7).base is not None and np.shares_memory(whole.part(vector[:100], 7), vector)
 
 
 def test_too_many_fragments_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"codec.fragments = 4"):
-        Fragments(3 * SLICE, 4)
+    with pytest.raises(ConfigError, match=r"codec.fragments = 4 .* set codec.fragments = 3"):
+        Fragments(6 * BLOCK, 4)  # three parts of two blocks are all of it
+    Fragments(6 * BLOCK, 3), Fragments(6 * BLOCK, 6)
+    with pytest.raises(ConfigError, match=r"set codec.fragments = 6"):
+        run_params(manifest_of(7), 6 * BLOCK)
 
 
 def manifest_of(fragments: int, **train: object) -> Manifest:
@@ -69,7 +75,7 @@ async def test_a_round_moves_its_fragment_alone_and_all_have_their_turn(tmp_path
     learner = table.learners[0]
     elements = learner.state.schema.elements
     fragments = Fragments(elements, 3)
-    assert elements > 2 * SLICE and table.layout.parameters == fragments.size == SLICE
+    assert table.layout.parameters == fragments.size < SLICE < elements - SLICE  # fragments begin within chunks
     for number in range(1, 5):
         before = [vector.copy() for vector in (learner.state.parameters, learner.state.momentum, learner.state.scales)]
         await table.round()
@@ -144,3 +150,4 @@ def test_the_plan_of_a_fragmented_run_sends_less() -> None:
     whole, parts = (plan(manifest_of(p), 10**7, 10**7, 1, **given) for p in (1, 4))  # type: ignore[arg-type]
     assert parts.up == pytest.approx(whole.up / 4, rel=0.05)
     assert parts.dense_ratio == pytest.approx(4 * whole.dense_ratio, rel=0.05)
+    assert "1 of 4 fragments" in describe(parts) and "fragments" not in describe(whole)
