@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from averaging.layout import BLOCK
+from averaging.scales import UNKNOWN
 from dht.errors import ConfigError
 from peer.fragments import Fragments
 from peer.manifest import Codec, Manifest, Outer
 from peer.overlapped import OverlappedLearner
 from peer.plan import describe, plan
+from peer.prepared import Prepared
 from peer.run_params import run_params
 from peer.state import SLICE
 from tests.peer.learner_table import TOKENS, Table
-from tests.peer.swarm_in_process import tiny_manifest
+from tests.peer.swarm_in_process import grow, tiny_manifest
 
 SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -68,6 +71,12 @@ def manifest_of(fragments: int, **train: object) -> Manifest:
     codec = Codec(ring_bits=32, chunk_elements=65536, pack=10, fragments=fragments)
     model = type(manifest.model)(config=config, seed=3)
     return manifest.replace(model=model, codec=codec, outer=Outer(learning_rate=0.8, momentum=0.6))
+
+
+def small(fragments: int) -> Manifest:
+    """A model of three blocks."""
+    manifest = tiny_manifest(3)
+    return manifest.replace(codec=replace(manifest.codec, fragments=fragments))
 
 
 async def test_a_round_moves_its_fragment_alone_and_all_have_their_turn(tmp_path: Path) -> None:
@@ -131,6 +140,52 @@ async def test_a_restart_before_the_decision_takes_out_what_was_sent(tmp_path: P
     np.testing.assert_allclose(again._residual[: part.start], update[: part.start], rtol=0, atol=1e-6)
     left, had = np.linalg.norm(again._residual[part]), np.linalg.norm(update[part])
     assert 0 < left < 0.8 * had
+
+
+async def test_a_peer_back_after_its_attestation_goes_on_from_its_sums(tmp_path: Path) -> None:
+    table = Table(tmp_path, manifest=small(2))
+    await table.round()
+    views = await table.upload()
+    table.add_up(views, [0, 1, 2])
+    roots = {(await one.apply(view.aggregate))[0] for one, view in zip(table.learners, views, strict=True)}
+    back = table.make(1)  # killed right after it attested
+    record = table.certify(views, [0, 1, 2], roots.pop())
+    assert not roots
+    assert await back.fetch(record, table.chain, []) and back.haul is None
+    await table.learners[0].commit(record, table.chain)
+    assert (back.round, back.state.root()) == (2, record.state_root) == (2, table.learners[0].state.root())
+
+
+async def test_a_void_round_is_a_turn_and_its_part_waits_for_the_next(tmp_path: Path) -> None:
+    table = Table(tmp_path, manifest=small(3))
+    learner = table.learners[0]
+    first, turns = learner.state.parameters.copy(), Fragments(learner.state.schema.elements, 3)
+    await table.round()
+    await table.upload()
+    grow(table.chain)
+    await table.round()
+    waits = turns.elements(2)
+    moved = np.abs(learner.state.parameters - first)
+    assert not moved[waits].any() and moved[turns.elements(1)].any() and moved[turns.elements(3)].any()
+    assert np.abs(learner._residual[waits]).max() > 10 * np.abs(learner._residual[turns.elements(3)]).max()
+    await table.round()
+    await table.round()
+    assert table.chain.head.round == 5 and (learner.state.parameters != first)[waits].mean() > 0.9
+
+
+async def test_padding_says_nothing_about_the_clips(tmp_path: Path) -> None:
+    """Three blocks, two at a time: the second fragment has one of padding, whose clip is nobody's."""
+    table = Table(tmp_path, manifest=small(2))
+    for known in (2, 1):
+        learner, before = table.learners[0], table.learners[0].state.scales.copy()
+        await table.round()
+        prepared = Prepared.load(learner._prepared_path, table.layout)
+        assert prepared is not None
+        energies = learner._outcome(prepared).energies()
+        assert len(energies) == table.layout.blocks == 2
+        assert [energy > 0 for energy in energies] == [True, known == 2] and (energies == UNKNOWN).sum() == 2 - known
+        changed = np.nonzero(learner.state.scales != before)[0]
+        assert changed.tolist() == ([0, 1] if known == 2 else [2]) and len(learner.state.scales) == 3
 
 
 async def test_overlapped_learners_agree(tmp_path: Path) -> None:
