@@ -21,8 +21,9 @@ from peer.plan import describe, plan
 from peer.prepared import Prepared
 from peer.run_params import run_params
 from peer.state import SLICE
+from tests.peer.learner_oracle import remember_states
 from tests.peer.learner_table import TOKENS, Table
-from tests.peer.swarm_in_process import grow, tiny_manifest
+from tests.peer.swarm_in_process import Swarm, grow, tiny_manifest
 
 SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -198,6 +199,27 @@ async def test_overlapped_learners_agree(tmp_path: Path) -> None:
     finally:
         for one in table.learners:
             one._stepper.stop()  # type: ignore[attr-defined]
+
+
+async def test_whole_peers_in_two_cohorts_take_turns(tmp_path: Path) -> None:
+    async with Swarm(7, tmp_path, target=4, codec=Codec(chunk_elements=4096, fragments=2)) as swarm:
+        learner = swarm.peers[0].learner
+        turns = Fragments(learner.state.schema.elements, 2)
+        states = remember_states(learner)
+        await swarm.reach(3)
+        chain = swarm.peers[0].participant.chain
+        assert chain is not None
+        for number in (1, 2, 3):
+            record = chain.record(number)
+            assert not record.void and len(record.survivors) == 7
+            assert set(swarm.peers[0].encoded[record.sid]) <= {0, 1, 2}  # two blocks and the trailer
+            changed = np.nonzero(states[number].parameters != states[number - 1].parameters)[0]
+            part = turns.elements(number)
+            assert len(changed) > 0.9 * (part.stop - part.start)
+            assert part.start <= changed.min() and changed.max() < part.stop
+            assert states[number].root == record.state_root
+        assert len({peer.learner.store.chunk(3, 1) for peer in swarm.peers}) == 1
+        assert swarm.network.refused == []
 
 
 def test_the_plan_of_a_fragmented_run_sends_less() -> None:
