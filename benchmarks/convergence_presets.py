@@ -73,6 +73,8 @@ ABLATIONS = (
          **_FINE | {"ring_bits": 8, "pack": 1, "local_steps": 4}, part=0.1),
     _row("rank 8", "factors of rank 8, 8 bits", MUON[2:], method="low-rank",
          **_FINE | {"ring_bits": 8, "pack": 1, "local_steps": 4}, rank=8),
+    _row("four fragments", "3 local steps, a quarter of the model: the same bytes, smaller rounds", MUON[2:],
+         **_FINE | {"local_steps": 3}, fragments=4),
     _row("large steps", "16 sequences a peer and step", (7e-3, 1e-2), **_FINE | {"local_steps": 3}, batch=16),
 )  # fmt: skip
 WARM = (

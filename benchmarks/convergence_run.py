@@ -58,6 +58,7 @@ class Spec:
     final_rate: float = 0.1
     ring_bits: int = 32
     pack: int = 1
+    fragments: int = 1
     part: float = 1.0
     rank: int = 0
     restart: bool = False
@@ -92,7 +93,7 @@ class Spec:
                 learning_rate=self.outer_rate, momentum=self.outer_momentum, momentum_rounds=self.momentum_rounds
             ),
             cohort=Cohort(target=PEERS, minimum=3),
-            codec=Codec(ring_bits=self.ring_bits, chunk_elements=32768, pack=self.pack),
+            codec=Codec(ring_bits=self.ring_bits, chunk_elements=32768, pack=self.pack, fragments=self.fragments),
         )
 
 

@@ -15,9 +15,11 @@ import numpy.typing as npt
 from averaging.encoding import Decoder, Encoder, next_scales, reference, squared_norm
 from averaging.layout import Layout
 from averaging.masking import Masker, unmask
+from averaging.scales import UNKNOWN
 from averaging.trailer import Statistics, pack, unpack
 from dht.wire import digest
 from peer.data import TokenBatches, TokenData
+from peer.fragments import Fragments
 from peer.manifest import Manifest
 from peer.model import build_model
 from peer.outer import OuterStep, Vector
@@ -40,6 +42,7 @@ class Swarm:
         ]
         schema = self.trainers[0].vector.schema(manifest.run_id)
         self.layout: Layout = run_params(manifest, schema.elements).layout
+        self.fragments = Fragments(schema.elements, manifest.codec.fragments)
         self.state = CanonicalState.genesis(schema, self.trainers[0].local().copy(), manifest.first_clip)
         self.residuals = [np.zeros(schema.elements, np.float32) for _ in shards]
         outer = manifest.outer
@@ -74,21 +77,29 @@ class Swarm:
         return float(np.mean(losses))
 
     def aggregate(self, sid: bytes, weight: float = 1.0) -> None:
-        """Add up everybody's residual under masks, and take the outer step with the mean."""
-        members, signs = len(self.trainers), digest("signs", sid)
-        encoder = Encoder(self.layout, members, self.state.scales.copy(), signs)
+        """Add up the round's fragment of everybody's residual under masks, and take the outer step with the mean."""
+        members, signs, number = len(self.trainers), digest("signs", sid), self.round_number
+        part, blocks = self.fragments.elements(number), self.fragments.blocks(number)
+        updates = [self.fragments.part(residual, number) for residual in self.residuals]
+        clips = self.fragments.scales(self.state.scales, number)
+        encoder = Encoder(self.layout, members, clips, signs)
         dithers = [self._random.bytes(16) for _ in range(members)]
-        sums = self._masked_sums(encoder, dithers, weight, sid)
-        decoder = Decoder(self.layout, members, self.state.scales.copy(), signs, members)
+        unit = reference(clips)
+        sums = self._masked_sums(encoder, updates, dithers, weight, unit, sid)
+        decoder = Decoder(self.layout, members, clips, signs, members)
         energies = np.concatenate([decoder.block_energies(c, sums[c]) for c in range(self.layout.chunks)])
+        energies[blocks.stop - blocks.start :] = UNKNOWN
         norm = unpack(sums[self.layout.trailer], members).mean_squared_norm
-        scales = next_scales(self.layout, members, self.state.scales, energies, members, norm)
+        scales = next_scales(self.layout, members, clips, energies, members, norm)
         mean = (decoder.decode_chunk(c, sums[c], members * weight) for c in range(self.layout.chunks))
-        for residual, dither in zip(self.residuals, dithers, strict=True):
-            self._take_out(encoder, residual, dither, weight)
-        self.state.advance(mean, self.outer.at(self.round_number), scales)
+        for residual, update, dither in zip(self.residuals, updates, dithers, strict=True):
+            self._take_out(encoder, residual[part], update, dither, weight)
+        after = self.fragments.put_back(self.state.scales, scales, number)
+        self.state.advance(mean, self.outer.at(number), after, part=part)
 
-    def _masked_sums(self, encoder: Encoder, dithers: list[bytes], weight: float, sid: bytes) -> list[RingArray]:
+    def _masked_sums(
+        self, encoder: Encoder, updates: list[Vector], dithers: list[bytes], weight: float, unit: float, sid: bytes
+    ) -> list[RingArray]:
         members = range(len(self.trainers))
         self_keys = [self._random.bytes(16) for _ in members]
         pair = {(i, j): self._random.bytes(16) for i in members for j in members if i < j}
@@ -98,28 +109,30 @@ class Swarm:
         sums = []
         for chunk in range(self.layout.total_chunks):
             total: RingArray = self.layout.zeros(chunk)
-            for i, ring in enumerate(self._rings(encoder, dithers, weight, chunk)):
+            for i, ring in enumerate(self._rings(encoder, updates, dithers, weight, unit, chunk)):
                 maskers[i].apply(chunk, ring)
                 total += ring
             unmask(chunk, total, self_keys, [])
             sums.append(total)
         return sums
 
-    def _rings(self, encoder: Encoder, dithers: list[bytes], weight: float, chunk: int) -> Iterator[RingArray]:
-        for residual, dither in zip(self.residuals, dithers, strict=True):
+    def _rings(
+        self, encoder: Encoder, updates: list[Vector], dithers: list[bytes], weight: float, unit: float, chunk: int
+    ) -> Iterator[RingArray]:
+        for update, dither in zip(updates, dithers, strict=True):
             if chunk == self.layout.trailer:
-                norm = squared_norm(residual) * weight * weight / reference(self.state.scales)
+                norm = squared_norm(update) * weight * weight / unit
                 yield pack(Statistics(1, 0.0, 0.0, norm, 0.0, 1)).astype("<u4")
                 continue
             ring = self.layout.empty(chunk)
-            encoder.encode_chunk(chunk, residual, weight, dither, ring)
+            encoder.encode_chunk(chunk, update, weight, dither, ring)
             yield ring
 
-    def _take_out(self, encoder: Encoder, residual: Vector, dither: bytes, weight: float) -> None:
+    def _take_out(self, encoder: Encoder, residual: Vector, update: Vector, dither: bytes, weight: float) -> None:
         """What was sent leaves the residual; what clipping and rounding lost stays (error feedback)."""
         for chunk in range(self.layout.chunks):
             ring = self.layout.empty(chunk)
-            encoder.encode_chunk(chunk, residual, weight, dither, ring)
+            encoder.encode_chunk(chunk, update, weight, dither, ring)
             here = residual[self.layout.slice(chunk)]
             here -= encoder.dequantise_chunk(chunk, ring, weight)[: len(here)]
 

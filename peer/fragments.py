@@ -2,7 +2,7 @@
 
 The protocol sees a vector of one fragment's size, so a round's traffic falls to a P-th. What a round does not sum stays
 in each peer's own model until its turn: the residual holds it, and training goes on from there. A fragment is whole
-chunks of the state, so that the hashes of all others stay what they were.
+Hadamard blocks, so that each block's clip is of one fragment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from averaging.layout import BLOCK
 from averaging.scales import SMALLEST_SCALE
 from dht.errors import ConfigError
 from peer.outer import Vector
-from peer.state import SLICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +27,25 @@ class Fragments:
     def __post_init__(self) -> None:
         """Raises ConfigError when a part would be empty."""
         if self.count > 1 and self.size * (self.count - 1) >= self.parameters:
+            fitting = -(-self.parameters // self.size)
             raise ConfigError(
-                f"codec.fragments = {self.count} is too many for {self.parameters:,} trained parameters",
-                remedy=f"a fragment is a multiple of {SLICE:,} elements: at most {-(-self.parameters // SLICE)} here",
+                f"codec.fragments = {self.count} would leave parts of {self.parameters:,} trained parameters empty",
+                remedy=f"fragments are multiples of {BLOCK:,} elements: set codec.fragments = {fitting}",
             )
 
     @property
     def size(self) -> int:
         """Elements of a fragment, padding included."""
-        return self.parameters if self.count == 1 else -(-self.parameters // (self.count * SLICE)) * SLICE
+        return self.parameters if self.count == 1 else -(-self.parameters // (self.count * BLOCK)) * BLOCK
+
+    def index(self, round_: int) -> int:
+        """Whose turn a round is, 0..count - 1. It follows from the number alone, so void rounds are turns as well:
+        their part waits for its next one."""
+        return (round_ - 1) % self.count
 
     def elements(self, round_: int) -> slice:
-        """Which elements a round sums. Void rounds move it on, too."""
-        start = (round_ - 1) % self.count * self.size
+        """Which elements a round sums."""
+        start = self.index(round_) * self.size
         return slice(start, min(start + self.size, self.parameters))
 
     def blocks(self, round_: int) -> slice:

@@ -48,7 +48,7 @@ from peer.noise import NoisePlan, NoisyEncoder
 from peer.outcome import Outcome
 from peer.outer import OuterStep, Vector
 from peer.prepared import Prepared
-from peer.rollback import bring_again, part_in, pinned_rounds, state_round
+from peer.rollback import bring_again, part_in, pinned_rounds, shares, state_round
 from peer.run_params import weighing
 from peer.sent import Sent, signs
 from peer.state import CanonicalState
@@ -381,8 +381,10 @@ class Learner:
         if self.store.root(base) != chain.record(base).state_root:
             log.warning("the state of round %d is not on disk: what the branch after it learned is lost", base)
             return
-        after = (self.state.parameters, self.state.momentum)
-        bring_again(self._residual, self._outer, share, self.store.vectors(base), after)
+        (parameters, momentum), now = self.store.vectors(base), self.state
+        for part, share in shares(given_up, self._me, self._fragments):
+            before, after = (parameters[part], momentum[part]), (now.parameters[part], now.momentum[part])
+            bring_again(self._residual[part], self._outer, share, before, after)
         self._tokens += tokens
         log.info("%d rounds were rolled back; their updates go into the next round", len(given_up))
 

@@ -38,6 +38,7 @@ class Plan:
     trained: int
     peers: int
     cohorts: int
+    fragments: int
     bits_per_element: float
     up: int
     down: int
@@ -103,6 +104,7 @@ def plan(
         trained=trained,
         peers=peers,
         cohorts=len(cohorts),
+        fragments=manifest.codec.fragments,
         bits_per_element=round(bits, 2),
         up=bytes_.up,
         down=bytes_.down,
@@ -140,6 +142,8 @@ def _advice(manifest: Manifest, layout: Layout, line: float, training: float | N
 def describe(found: Plan) -> str:
     """The plan in words, a line each."""
     each = f"{_size(found.up)} up and {_size(found.down)} down, {found.bits_per_element:g} bits an element"
+    if found.fragments > 1:
+        each += f", 1 of {found.fragments} fragments"
     rows = [
         ("model", f"{found.parameters:,} parameters, {found.trained:,} of them trained and sent"),
         ("peers", f"{found.peers} in {found.cohorts} cohort{'s' if found.cohorts > 1 else ''}"),

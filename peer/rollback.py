@@ -2,16 +2,18 @@
 
 The mean updates of the abandoned rounds follow from the states at both ends of the branch, which everybody on it
 held: so nothing of one peer alone is sent a second time, whoever was in which sum. A peer brings them in proportion
-to the rounds that it had a part in, so that those who come back bring together what they did together.
+to the rounds that it had a part in, so that those who come back bring together what they did together; of each
+fragment by that fragment's rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from averaging.chain import Chain
 from averaging.record import Record
 from dht.identity import PeerId
+from peer.fragments import Fragments
 from peer.outer import OuterStep, Vector
 
 _SLICE = 1 << 20
@@ -37,13 +39,21 @@ def part_in(records: Sequence[Record], me: PeerId) -> tuple[float, int]:
     return (len(mine) / len(summed) if summed else 0.0), sum(mine)
 
 
+def shares(records: Sequence[Record], me: PeerId, fragments: Fragments) -> Iterator[tuple[slice, float]]:
+    """Of every fragment its elements, and `part_in`'s share of those abandoned records that summed it."""
+    for turn in range(1, fragments.count + 1):
+        summed = [record for record in records if fragments.index(record.round) == fragments.index(turn)]
+        yield fragments.elements(turn), part_in(summed, me)[0]
+
+
 def bring_again(
     residual: Vector, outer: OuterStep, share: float, before: tuple[Vector, Vector], after: tuple[Vector, Vector]
 ) -> None:
     """residual += share x (sum of the mean updates that led from `before` to `after`), in place.
 
     Both are (parameters, momentum), float32[D]. From `p' = p - rate (mu m' + g)`, `m' = mu m + g` over all rounds the
-    sum of g is `(1 - mu) (p0 - pK) / rate + mu^2 (mK - m0)` (without Nesterov mu in place of its square).
+    sum of g is `(1 - mu) (p0 - pK) / rate + mu^2 (mK - m0)` (without Nesterov mu in place of its square). That holds
+    for each element whatever number of steps it took, so also where fragments had unequal numbers of turns.
     """
     rate, decay = outer.learning_rate, outer.momentum
     if rate == 0.0 or share == 0.0:

@@ -232,9 +232,8 @@ class CanonicalState:
         """Root of the state that `advance` with the same arguments would make; nothing is changed or copied.
 
         `gradient`: the mean pseudo-gradient as consecutive float32 arrays of any lengths, in all at least D elements;
-        what follows the first D is padding. With `part` it is for these elements alone, which begin at a multiple of
-        65536 and end at one or at D; all others keep their bits. Without `domains` those stay as they are. Raises
-        RoundError when the step leaves the range of float32.
+        what follows the first D is padding. With `part` it is for these elements alone, and all others keep their bits.
+        Without `domains` those stay as they are. Raises RoundError when the step leaves the range of float32.
         """
         new_domains = _vector(self.domains if domains is None else domains, self.schema.domains)
         leaves = self._step(gradient, outer, part, apply=False)
@@ -273,16 +272,15 @@ class CanonicalState:
         """Leaves of header, parameters and momentum after the outer step of these elements."""
         require_ieee()
         first, last = (part.start, part.stop) if part else (0, self.schema.elements)
-        if first % SLICE or (last % SLICE and last != self.schema.elements):
-            raise ValueError(f"a step cannot be of elements {first} to {last}, within a chunk")
+        if not 0 <= first < last <= self.schema.elements:
+            raise ValueError(f"a step of elements {first} to {last}, of {self.schema.elements}")
         head, count = -(-len(self._header) // CHUNK_BYTES), -(-self.schema.elements // SLICE)
         parameters, momentum = self._leaves[head : head + count], self._leaves[head + count : head + 2 * count]
-        for offset, piece in _slices(gradient, last - first):
-            start = first + offset
+        for start, piece in _slices(gradient, first, last):
             here = slice(start, start + len(piece))
             new_parameters, new_momentum = outer.apply_slice(self.parameters[here], self.momentum[here], piece)
-            parameters[start // SLICE] = _leaves(new_parameters)[0]
-            momentum[start // SLICE] = _leaves(new_momentum)[0]
+            parameters[start // SLICE] = _leaf_with(self.parameters, start, new_parameters)
+            momentum[start // SLICE] = _leaf_with(self.momentum, start, new_momentum)
             if apply:
                 self.parameters[here] = new_parameters
                 self.momentum[here] = new_momentum
@@ -297,12 +295,24 @@ def _leaves(array: Vector) -> list[bytes]:
     return [merkle.leaf_hash(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)]
 
 
-def _slices(gradient: Iterable[Vector], elements: int) -> Iterator[tuple[int, Vector]]:
-    """Cut consecutive arrays of any lengths anew, into state chunks; (first element, slice)."""
-    start, filled = 0, 0
-    piece = np.empty(min(SLICE, elements), _FLOAT)
+def _leaf_with(vector: Vector, start: int, new: Vector) -> bytes:
+    """Leaf of the chunk that holds element `start`, as if `new` were there already."""
+    first = start // SLICE * SLICE
+    chunk = vector[first : first + SLICE]
+    if len(new) < len(chunk):
+        chunk = chunk.copy()
+        chunk[start - first : start - first + len(new)] = new
+        new = chunk
+    return merkle.leaf_hash(new.data.cast("B"))
+
+
+def _slices(gradient: Iterable[Vector], first: int, last: int) -> Iterator[tuple[int, Vector]]:
+    """Cut consecutive arrays of any lengths anew, where state chunks end; (first element, slice)."""
+    start, filled = first, 0
+    buffer = np.empty(min(SLICE, last - first), _FLOAT)
+    piece = buffer[: SLICE - start % SLICE]
     for part in gradient:
-        part = _vector(part, len(part))[: elements - start - filled]
+        part = _vector(part, len(part))[: last - start - filled]
         while len(part):
             taken = min(len(piece) - filled, len(part))
             piece[filled : filled + taken] = part[:taken]
@@ -310,9 +320,9 @@ def _slices(gradient: Iterable[Vector], elements: int) -> Iterator[tuple[int, Ve
             if filled == len(piece):
                 yield start, piece
                 start, filled = start + filled, 0
-                piece = piece[: min(SLICE, elements - start)]
-    if start != elements:
-        raise ValueError(f"the gradient has {start + filled} of {elements} elements")
+                piece = buffer[: min(SLICE, last - start)]
+    if start != last:
+        raise ValueError(f"the gradient has {start + filled - first} of {last - first} elements")
 
 
 def _vector(array: NDArray[np.float32], length: int) -> Vector:

@@ -18,6 +18,7 @@ from benchmarks.convergence_table import efficiency, rows_of, seconds_to, tokens
 from dht.wire import digest
 from peer.data import TokenData
 from peer.manifest import Codec, Manifest, Outer
+from peer.run_params import run_params
 from tests.peer.learner_table import TOKENS, Table
 from tests.peer.swarm_in_process import BATCH, SEQUENCE, TEXT, tiny_manifest
 
@@ -38,10 +39,10 @@ def swarm_of(manifest: Manifest, kind: type[Swarm] = Swarm) -> Swarm:
     return swarm
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-async def test_it_comes_to_the_same_bytes_as_whole_learners(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "fragments"), [("adamw", 1), ("muon", 1), ("muon", 2)])
+async def test_it_comes_to_the_same_bytes_as_whole_learners(tmp_path: Path, optimizer: str, fragments: int) -> None:
     """Packed digits are rounded without dither, so that every bit of the state must agree."""
-    manifest = manifest_of(optimizer=optimizer)
+    manifest = manifest_of(dataclasses.replace(PACKED, fragments=fragments), optimizer=optimizer)
     table, swarm = Table(tmp_path, manifest=manifest), swarm_of(manifest)
     for number in range(1, 4):
         record = await table.round()
@@ -62,6 +63,18 @@ def test_what_was_not_sent_stays_in_the_model_unless_told_otherwise() -> None:
         swarm.round()
         roots.append(swarm.state.root())
     assert roots[0] != roots[1]
+
+
+def test_fragments_send_the_same_bytes_in_smaller_rounds() -> None:
+    whole = next(row.spec for row in FULL if row.name == "home line")
+    parts = next(row.spec for row in FULL if row.name == "four fragments")
+    assert dataclasses.replace(parts, preset=whole.preset, local_steps=12, fragments=1, rate=whole.rate) == whole
+    sizes = [run_params(spec.manifest(), 357_120).layout for spec in (whole, parts)]
+    assert sizes[1].parameters == pytest.approx(sizes[0].parameters / 4, rel=0.02)
+    assert parts.rounds == pytest.approx(4 * whole.rounds, abs=4)
+    rotating = swarm_of(manifest_of(dataclasses.replace(PACKED, fragments=2)))
+    assert -(-rotating.state.schema.elements // 4096) == 3  # blocks, of which the larger half has two
+    assert rotating.payload() == pytest.approx(swarm_of(manifest_of()).payload() * 2 / 3, rel=0.01)
 
 
 def test_methods_send_what_they_say() -> None:

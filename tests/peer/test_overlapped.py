@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ STEP = BATCH * SEQUENCE
 class Watched:
     """A table of overlapping learners that adds up what each of them learns, step by step."""
 
-    def __init__(self, folder: Path, count: int = 3, **train: Any) -> None:
-        manifest = tiny_manifest(count, **({"overlap": True, "tokens_per_round": STEP} | train)).replace(outer=MEAN)
-        self.table = Table(folder, count, manifest)
-        self.learned = [np.zeros(self.table.layout.parameters) for _ in range(count)]
-        self.moved = np.zeros(self.table.layout.parameters)
+    def __init__(self, folder: Path, count: int = 3, fragments: int = 1, **train: Any) -> None:
+        manifest = tiny_manifest(count, **({"overlap": True, "tokens_per_round": STEP} | train))
+        codec = replace(manifest.codec, fragments=fragments)
+        self.table = Table(folder, count, manifest.replace(outer=MEAN, codec=codec))
+        elements = self.table.learners[0].state.schema.elements
+        self.learned = [np.zeros(elements) for _ in range(count)]
+        self.moved = np.zeros(elements)
         """What certified sums have taken up: the mean's movement times the survivors, over all rounds."""
         for index in range(count):
             self.watch(index)
@@ -123,11 +126,11 @@ def test_the_manifest_chooses():
 # --- the identity -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_everything_learned_is_in_exactly_one_place(tmp_path: Path, seed: int):
+@pytest.mark.parametrize(("seed", "fragments"), [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 3)])
+async def test_everything_learned_is_in_exactly_one_place(tmp_path: Path, seed: int, fragments: int):
     """Rounds with survivors by chance, members that miss one and fetch its state, void rounds, restarts."""
     dice = random.Random(seed)
-    with watched(tmp_path) as swarm:
+    with watched(tmp_path, fragments=fragments) as swarm:
         await swarm.round([0, 1, 2])
         swarm.check()
         for _ in range(6):

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,12 @@ from averaging.survivors import bitmap
 from dht.envelope import seal
 from dht.identity import PeerId
 from peer import durable
+from peer.fragments import Fragments
 from peer.history import ChainFrames, certify, open_chain
 from peer.learner import Learner
 from peer.manifest import Outer
 from peer.outer import OuterStep
-from peer.rollback import bring_again, part_in, pinned_rounds, state_round
+from peer.rollback import bring_again, part_in, pinned_rounds, shares, state_round
 from peer.store import StateStore
 from tests.peer.learner_table import TOKENS, Table, fetch
 from tests.peer.swarm_in_process import grow, identity, tiny_manifest
@@ -47,8 +49,10 @@ def recover(chain: Chain, members: list[PeerId]) -> None:
 class Forked:
     """Six learners that went through one round together and then on two branches, three on each."""
 
-    def __init__(self, folder: Path, outer: Outer = OUTERS[1], **train: Any) -> None:
-        self.table = Table(folder, 6, tiny_manifest(6, **train).replace(outer=outer))
+    def __init__(self, folder: Path, outer: Outer = OUTERS[1], fragments: int = 1, **train: Any) -> None:
+        manifest = tiny_manifest(6, **train)
+        codec = replace(manifest.codec, fragments=fragments)
+        self.table = Table(folder, 6, manifest.replace(outer=outer, codec=codec))
         self.learners, self.ids = self.table.learners, self.table.ids
         self.means: list[np.ndarray] = []
 
@@ -70,8 +74,10 @@ class Forked:
             applied = {(await learner.apply(view.aggregate))[0] for learner, view in seated}
             first = self.table.learners[0]
             assert first._prepared is not None
-            mean = np.concatenate(list(first._outcome(first._prepared).gradient()))
-            self.means.append(mean[: len(first._residual)])
+            outcome, mean = first._outcome(first._prepared), np.zeros_like(first._residual)
+            gradient = np.concatenate(list(outcome.gradient()))
+            mean[outcome.part] = gradient[: len(mean[outcome.part])]
+            self.means.append(mean)
             record = self.table.certify(views, survivors, applied.pop())
             for learner in self.table.learners:
                 await learner.commit(record, self.right)
@@ -274,6 +280,22 @@ def _killed(folder: Path, kill_at: int, donor: StateStore, forked: Forked) -> bo
         os._exit(0 if count < kill_at else 1)
 
 
+@pytest.mark.parametrize("outer", OUTERS)
+async def test_each_fragment_is_brought_again_in_proportion_to_the_part_in_its_own_rounds(tmp_path: Path, outer: Outer):
+    forked = Forked(tmp_path, outer, fragments=2)
+    await forked.grow(right=([0, 1, 2], [0, 1], [0, 1]))  # the first fragment of the branch had two turns of its three
+    numbers = [record.round for record in map(forked.right.record, range(3, 6))]
+    first, second = (Fragments(len(forked.means[0]), 2).elements(number) for number in numbers[:2])
+    assert first != second and forked.means[0][first].any() and not forked.means[0][second].any()
+    progress = sum(forked.means)
+    for index, share in ((3, {"first": 1.0, "second": 1.0}), (5, {"first": 0.5, "second": 0.0})):
+        before = forked.learners[index]._residual.copy()
+        learner = await forked.change(index)
+        brought = learner._residual - before
+        np.testing.assert_allclose(brought[first], share["first"] * progress[first], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(brought[second], share["second"] * progress[second], rtol=0, atol=2e-6)
+
+
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +325,10 @@ def test_who_had_which_part(tmp_path: Path):
     assert part_in(records, one) == (2 / 3, 12)
     assert part_in(records[1:2], one) == (0.0, 0)
     assert part_in([], one) == (0.0, 0)
+    halves = Fragments(10_000, 2)
+    assert list(shares(records, one, halves)) == [(slice(0, 8192), 1.0), (slice(8192, 10_000), 0.0)]
+    assert list(shares(records, two, halves)) == [(slice(0, 8192), 0.5), (slice(8192, 10_000), 1.0)]
+    assert list(shares(records, two, Fragments(10_000, 1))) == [(slice(0, 10_000), 2 / 3)]
     assert [state_round(table.chain, number) for number in range(5)] == [0, 1, 1, 3, 4]
     assert pinned_rounds(table.chain, 4) == ()
     grow(table.chain, survivors=dict.fromkeys(table.ids, 1))

@@ -50,6 +50,32 @@ def test_chunks_are_the_sections_in_order():
     assert state.root() == merkle.root(state.leaves())
 
 
+@given(st.integers(0, SCHEMA.elements - 1), st.data())
+def test_a_step_of_some_elements_leaves_all_others(first: int, data: st.DataObject):
+    last = data.draw(st.integers(first + 1, SCHEMA.elements))
+    state, whole = make(), make()
+    update, part = gradient(), slice(first, last)
+    cuts = np.split(update[part], sorted(data.draw(st.lists(st.integers(0, last - first), max_size=3))))
+    padded = [*cuts, np.ones(70000, np.float32)]
+    expected = state.root_after(iter(padded), STEP, scales(), part=part)
+    assert state.leaves() == whole.leaves(), "nothing is changed"
+    assert state.advance(iter(padded), STEP, scales(), part=part) == expected == merkle.root(state._hashed())
+    before = make()
+    whole.advance([update], STEP, scales())
+    for name in ("parameters", "momentum"):
+        got, old, new = (getattr(one, name) for one in (state, before, whole))
+        old[part] = new[part]
+        assert np.array_equal(got, old)
+
+
+def test_a_step_of_too_few_elements_or_none_is_refused():
+    for part in (slice(5, 5), slice(-1, 4), slice(0, SCHEMA.elements + 1)):
+        with pytest.raises(ValueError, match="a step of elements"):
+            make().root_after([gradient()], STEP, scales(), part=part)
+    with pytest.raises(ValueError, match="the gradient has 3 of 4 elements"):
+        make().root_after([gradient()[:3]], STEP, scales(), part=slice(7, 11))
+
+
 def test_header_says_what_is_in_it():
     header = msgpack.unpackb(SCHEMA.header)
     assert header["magic"] == "murmuration/state"
