@@ -23,7 +23,7 @@ from peer.manifest import Manifest
 from peer.model import ParameterVector
 from peer.outer import Vector
 from peer.personal import PersonalParameters, personal_names
-from peer.trainer import TrainerState, TrainResult
+from peer.trainer import OverVector, TrainerState, TrainResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,7 @@ class _Window:
         return TrainResult(self.steps, self.tokens, loss, self.skipped, self.trouble)
 
 
-class Baton:
+class Baton(OverVector):
     """A `peer.local_training.LocalTraining` for the learner; `at_rest`, `stepped` and `close` are for the loop."""
 
     def __init__(self, model: PreTrainedModel, manifest: Manifest, forget: Callable[[], None] = lambda: None) -> None:
@@ -159,28 +159,12 @@ class Baton:
             self.model.train(was_training)
         return total / tokens if tokens else math.nan
 
-    def set_parameters(self, flat: Vector) -> None:
-        """Go on from these parameters, float32[D]. The loop's optimizer keeps its moments."""
-        self.vector.copy_in(flat)
-
-    def is_finite(self) -> bool:
-        """Whether every parameter is a finite number."""
-        return self.vector.is_finite() and self.personal.is_finite()
-
     def start_over(self, flat: Vector) -> None:
         """Go on from these parameters, float32[D], without the optimizer's moments, which may be poisoned."""
         self.set_parameters(flat)
         self.personal.settle()
         self._forget()
         self._bad_in_a_row = 0
-
-    def get_parameters(self, out: Vector) -> None:
-        """Write the parameters into float32[D]."""
-        self.vector.copy_out(out)
-
-    def local(self) -> Vector:
-        """The parameters, float32[D]: on a CPU the model's own memory, which the loop's next step changes."""
-        return self.vector.view()
 
     def state(self) -> TrainerState:
         """Steps and personal parameters. Moments, schedule and data position are in the script's own checkpoints."""

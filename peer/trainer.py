@@ -68,7 +68,30 @@ class TrainerState:
     facts: dict[str, Any] = field(default_factory=dict)  # plain values for JSON
 
 
-class Trainer:
+class OverVector:
+    """A model's local parameters as one vector, beside those that are this peer's own."""
+
+    vector: ParameterVector
+    personal: PersonalParameters
+
+    def set_parameters(self, flat: Vector) -> None:
+        """Start from these parameters, float32[D]. The optimizer's moments stay."""
+        self.vector.copy_in(flat)
+
+    def get_parameters(self, out: Vector) -> None:
+        """Write the local parameters into float32[D]."""
+        self.vector.copy_out(out)
+
+    def local(self) -> Vector:
+        """The local parameters, float32[D]: on a CPU the model's own memory, which the next step changes."""
+        return self.vector.view()
+
+    def is_finite(self) -> bool:
+        """Whether every local parameter is a finite number, the peer's own included."""
+        return self.vector.is_finite() and self.personal.is_finite()
+
+
+class Trainer(OverVector):
     """Trains one model. Not thread-safe: call its methods one at a time (from any thread)."""
 
     def __init__(
@@ -208,14 +231,6 @@ class Trainer:
             self.model.train()
         return total / tokens if tokens else math.nan
 
-    def set_parameters(self, flat: Vector) -> None:
-        """Start from these parameters, float32[D]. The optimizer's moments stay."""
-        self.vector.copy_in(flat)
-
-    def is_finite(self) -> bool:
-        """Whether every local parameter is a finite number."""
-        return self.vector.is_finite() and self.personal.is_finite()
-
     def start_over(self, flat: Vector) -> None:
         """Go on from these parameters, float32[D], without moments, which may be poisoned: the warm-up begins again."""
         self.set_parameters(flat)
@@ -227,14 +242,6 @@ class Trainer:
     def moment_bytes(self) -> int:
         """Bytes that the optimizer remembers per trained parameter, at most."""
         return 2 if self._optimizer.name == "AdamW8bit" else 8
-
-    def get_parameters(self, out: Vector) -> None:
-        """Write the local parameters into float32[D]."""
-        self.vector.copy_out(out)
-
-    def local(self) -> Vector:
-        """The local parameters, float32[D]: on a CPU the model's own memory, which the next step changes."""
-        return self.vector.view()
 
     def state(self) -> TrainerState:
         """Optimizer moments, step count, data position and personal parameters; not the common ones."""
