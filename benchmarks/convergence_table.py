@@ -77,6 +77,8 @@ def _row(preset: Preset, found: dict[str, list[dict[str, Any]]], curves: dict[st
     standard = curves.get(ADAMW_REFERENCE, ()) if own == MUON_REFERENCE else ()
     share, bound = efficiency(loss, first["tokens"], standard)
     same, same_bound = efficiency(loss, first["tokens"], curve)
+    if first["method"] == "alone":  # it saw a quarter of the tokens: no efficiency of a run of four
+        (share, bound), (same, same_bound) = (None, ""), (None, "")
     dense = found[own][0]["bytes_per_peer"] if own in found else 0
     made = {
         "preset": preset.name,
