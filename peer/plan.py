@@ -130,7 +130,8 @@ def _advice(manifest: Manifest, layout: Layout, line: float, training: float | N
     if training is None or line <= _ROOMY * (training + line):
         return said
     steps = math.ceil(manifest.train.local_steps * line * (1 - _ROOMY) / (_ROOMY * training))
-    said.append(f"{line / (training + line):.0%} of a round is spent on the line; train.overlap would hide it, at a cost in quality")
+    share = line / (training + line)
+    said.append(f"{share:.0%} of a round is spent on the line; train.overlap would hide it, at a cost in quality")
     said.append(f"or train.local_steps = {steps} would make it {_ROOMY:.0%}; more local steps cost quality")
     if layout.pack == 1:
         finest = max((pack for pack in (7, 8, 10, 13) if top_digit(pack, members) >= 2), default=None)
