@@ -36,6 +36,7 @@ class Needs:
     shared: int
     quantized: int = 0
     moment_bytes: float = 2 * _FLOAT
+    overlap: bool = False
 
     @property
     def weights(self) -> int:
@@ -43,9 +44,15 @@ class Needs:
         return round(_FLOAT * (self.parameters - self.quantized) + _NF4 * self.quantized)
 
     @property
+    def ahead(self) -> int:
+        """Bytes of training on during a round: where progress is counted from, and what is saved while steps go on."""
+        return round(self.shared * 2 * _FLOAT + self.trained * self.moment_bytes) if self.overlap else 0
+
+    @property
     def bytes(self) -> int:
-        """Weights, gradients and moments of what is trained, and the residual of what is shared."""
-        return round(self.weights + self.trained * (_FLOAT + self.moment_bytes) + self.shared * _FLOAT)
+        """Weights, gradients and moments of what is trained, the residual of what is shared, and what overlap takes."""
+        trained = self.trained * (_FLOAT + self.moment_bytes)
+        return round(self.weights + trained + self.shared * _FLOAT) + self.ahead
 
     def check(self, free: float) -> None:
         """Raises ConfigError when that is more than `free` bytes."""
@@ -54,10 +61,11 @@ class Needs:
             "gradients": self.trained * _FLOAT,
             "moments": self.trained * self.moment_bytes,
             "residual": self.shared * _FLOAT,
+            "overlap": self.ahead,
             "state, on disk": self.shared * 2 * _FLOAT,
         }
         said = f"training {self.trained:,} of the model's {self.parameters:,} parameters takes {_gigabytes(self.bytes)}"
-        told = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
+        told = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size or name != "overlap")
         if self.bytes > free:
             raise ConfigError(f"{said} before the first batch, and {_gigabytes(free)} are free ({told})", remedy=REMEDY)
         log.info("%s, and %s are free (%s)", said, _gigabytes(free), told)
@@ -82,6 +90,7 @@ def needs(manifest: Manifest) -> Needs:
         shared=sum(size for name, size in sizes.items() if name not in own),
         quantized=_in_4_bits(model) if manifest.model.quantized == "nf4" else 0,
         moment_bytes=_MOMENT_BYTES[manifest.train.optimizer],
+        overlap=manifest.train.overlap,
     )
 
 

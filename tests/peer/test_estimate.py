@@ -46,6 +46,7 @@ def test_what_stays_in_memory_is_counted():
     # Weights, gradient, two moments, residual.
     assert Needs(1000, 1000, 1000).bytes == 1000 * (4 + 4 + 8 + 4)
     assert Needs(1000, 1000, 1000, moment_bytes=2.0).bytes == 1000 * (4 + 4 + 2 + 4)
+    assert Needs(1000, 1000, 1000, overlap=True).bytes == 1000 * (4 + 4 + 8 + 4) + 1000 * (4 + 4 + 8)
     assert Needs(1000, 10, 4, quantized=800).bytes == 200 * 4 + 800 * 9 // 16 + 10 * (4 + 8) + 4 * 4
     eight = MANIFEST.replace(train=dataclasses.replace(MANIFEST.train, optimizer="adamw8bit"))
     assert needs(MANIFEST).bytes - needs(eight).bytes == 6 * needs(MANIFEST).trained
