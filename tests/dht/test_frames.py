@@ -165,6 +165,24 @@ def test_what_is_kept_in_files_only_is_no_frame() -> None:
         assert caught.value.refusal is Refusal.UNKNOWN_TAG
 
 
+def test_what_is_kept_in_files_only_is_no_frame() -> None:
+    from averaging.evidence import Evidence
+
+    for row in filter(lambda row: row.cls in get_args(Evidence), REGISTRY.values()):
+        with pytest.raises(ProtocolError) as caught:
+            cap_of(row.tag)
+        assert caught.value.refusal is Refusal.UNKNOWN_TAG
+
+
+def test_what_is_kept_in_files_only_is_no_frame() -> None:
+    from averaging.evidence import Evidence
+
+    for row in filter(lambda row: row.cls in get_args(Evidence), REGISTRY.values()):
+        with pytest.raises(ProtocolError) as caught:
+            cap_of(row.tag)
+        assert caught.value.refusal is Refusal.UNKNOWN_TAG
+
+
 @pytest.mark.parametrize("cls", get_args(Evidence))
 def test_what_is_kept_in_files_only_is_no_frame(cls: type) -> None:
     with pytest.raises(ProtocolError) as caught:

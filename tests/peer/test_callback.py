@@ -6,7 +6,7 @@ import asyncio
 import functools
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,6 +298,15 @@ def test_the_first_interrupt_ends_training_in_good_order(tmp_path: Path, monkeyp
     assert script.has_left()
 
 
+@pytest.fixture
+def pythons_interrupt() -> Iterator[None]:
+    """Python's own handler, which a process that was started with interrupts ignored (a shell's `&`) does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_interrupt")
 def test_the_second_interrupt_is_pythons_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def twice(_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
