@@ -1,8 +1,9 @@
-"""How much of the time a peer trains: `python -m benchmarks.utilization [--rounds 24] [--line 20] [--delay 100]`.
+"""How much of the time a peer trains: `python -m benchmarks.utilization [--rounds 60] [--line 20] [--delay 100]`.
 
 Five peers in one process: the product's Participant, Driver and learner each, behind simulated lines (`line.py`:
 20 Mbit/s up and down, 100 ms each way). Blocking and overlapped rounds, one after the other, with the same data,
-seeds and local steps, until the same number of tokens is certified.
+seeds and local steps, until the same number of tokens is certified: the settings of the convergence table's home line,
+whose learning rate has come to its end by then.
 
 The peers share this machine's cores, where in earnest each has an accelerator. So that the line and not the cores is
 what a round waits for, each step also sleeps `--floor` seconds, which stand for the accelerator's time. `training
@@ -43,7 +44,7 @@ from dht.identity import Identity, PeerId
 from peer.corpus import Corpus
 from peer.data import TokenBatches, TokenData
 from peer.learner import Learner
-from peer.manifest import Cohort, Data, Manifest, Model, Outer, Run, Train
+from peer.manifest import Codec, Cohort, Data, Manifest, Model, Outer, Run, Train
 from peer.model import build_model
 from peer.outer import Vector
 from peer.overlapped import MOST_AHEAD, OverlappedLearner, learner_kind
@@ -76,7 +77,9 @@ class Setting:
         founder = str(_identity(0).peer_id)
         config = {"model_type": "llama", "vocab_size": 257, "max_position_embeddings": SEQUENCE, **SIZES}
         train = Train(
-            learning_rate=3e-3,
+            optimizer="muon",
+            learning_rate=1e-2,
+            decay_rounds=self.rounds,
             local_steps=self.local_steps,
             overlap=overlap,
             tokens_per_round=(MOST_AHEAD + 1) * self.local_steps * self.batch * SEQUENCE,
@@ -88,7 +91,8 @@ class Setting:
             data=Data(sequence_length=SEQUENCE),
             train=train,
             outer=Outer(learning_rate=self.rate, momentum=self.momentum),
-            cohort=Cohort(target=self.peers, minimum=min(5, self.peers)),
+            cohort=Cohort(target=self.peers, minimum=min(3, self.peers)),
+            codec=Codec(ring_bits=32, chunk_elements=32768, pack=10),
         )
 
 
@@ -303,14 +307,14 @@ def main() -> None:
     """Measure, print, write the JSON report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=24, help="of the blocking variant")
-    parser.add_argument("--local-steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=60, help="of the blocking variant")
+    parser.add_argument("--local-steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=4, help="sequences of 128 bytes per step")
     parser.add_argument("--line", type=float, default=20.0, help="Mbit/s, up and down")
     parser.add_argument("--delay", type=float, default=100.0, help="milliseconds one way")
-    parser.add_argument("--floor", type=float, default=0.15, help="seconds that each step sleeps")
-    parser.add_argument("--outer-rate", type=float, default=Outer().learning_rate)
-    parser.add_argument("--outer-momentum", type=float, default=Outer().momentum)
+    parser.add_argument("--floor", type=float, default=0.9, help="seconds that each step sleeps")
+    parser.add_argument("--outer-rate", type=float, default=0.8)
+    parser.add_argument("--outer-momentum", type=float, default=0.6)
     chosen = parser.parse_args()
     if chosen.rounds < 6:
         parser.error("--rounds must be 6 or more: medians are of five at least, without the first")

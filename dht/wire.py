@@ -30,33 +30,6 @@ T = TypeVar("T")
 MAX_FRAME = (1 << 20) + 4096
 """No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
 
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
-MAX_FRAME = (1 << 20) + 4096
-"""No frame is longer (bytes). A peer that announces a longer one loses the connection before memory is reserved."""
-
 
 @dataclass(frozen=True, slots=True)
 class Length:

@@ -15,15 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
-from averaging.evidence import EVIDENCE_CAP
 from dht import wire
 from dht.envelope import Envelope
 from dht.errors import ProtocolError, Refusal
@@ -147,60 +138,6 @@ def test_every_message_declares_fields_and_a_cap_that_fits_a_frame():
         assert 2 < row.cap <= (wire.MAX_FRAME if row.framed else EVIDENCE_CAP)
         assert 0 < row.tag < 256
         assert fields(row.cls)
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
-
-
-def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
-    with pytest.raises(ValueError, match="no frame"):
-        message(tag=0xED, cap=wire.MAX_FRAME + 1)(Point)
-    assert 0xED not in wire.REGISTRY
 
 
 def test_a_message_that_no_frame_can_hold_is_not_registered_as_one():
