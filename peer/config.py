@@ -237,9 +237,13 @@ def read_config(path: Path) -> dict[str, Any]:
         if isinstance(values.get(key), str):
             values[key] = str(path.parent / Path(values[key]).expanduser())
     data = values.get("data")
-    # A name that exists beside the file is a path; anything else may be a dataset's name on the hub.
-    if isinstance(data, str) and data and (path.parent / Path(data).expanduser()).exists():
-        values["data"] = str(path.parent / Path(data).expanduser())
+    # A name that exists beside the file is a path, with or without "@split"; anything else may be a dataset of the hub.
+    if isinstance(data, str):
+        for name in filter(None, (data, data.rpartition("@")[0])):
+            place = path.parent / Path(name).expanduser()
+            if place.exists():
+                values["data"] = f"{place}{data.removeprefix(name)}"
+                break
     return values
 
 

@@ -94,6 +94,11 @@ def test_paths_in_the_file_are_relative_to_the_file(tmp_path: Path) -> None:
     (home / "peer.toml").write_text('run = "run.toml"\ndata_dir = "data"\ndata = "text.txt"\n')
     values = read_config(home / "peer.toml")
     assert values == {"run": str(home / "run.toml"), "data_dir": str(home / "data"), "data": str(home / "text.txt")}
+    (home / "saved").mkdir()
+    (home / "odd@name").mkdir()
+    for data, path in (("saved@validation", home / "saved@validation"), ("odd@name", home / "odd@name")):
+        (home / "peer.toml").write_text(f'data = "{data}"\n')
+        assert read_config(home / "peer.toml") == {"data": str(path)}
     (home / "peer.toml").write_text('data = "some/dataset"\n')
     assert read_config(home / "peer.toml") == {"data": "some/dataset"}
 
