@@ -7,8 +7,10 @@ import torch
 
 from benchmarks.convergence_swarm import Swarm
 from dht.wire import digest
+from peer.data import TokenData
 from peer.inner import rate_at
 from peer.outer import Vector
+from peer.progress import Progress
 
 
 class GradientSwarm(Swarm):
@@ -110,3 +112,38 @@ class LowRankSwarm(Swarm):
         matrices = sum(stop - start for (start, stop, _), _ in self._projectors())
         factors = sum(shape[0] * self.rank for (_, _, shape), _ in self._projectors())
         return round(super().payload() * (elements - matrices + factors) / elements)
+
+
+class OverlappedSwarm(Swarm):
+    """Peers train on while a round is aggregated, which lasts `late` steps (`train.overlap`, decision 19)."""
+
+    progress: list[Progress]
+
+    def train(self) -> float:
+        """The rest of a round's local steps; the update is taken, and training goes on from where it is."""
+        first, steps = self.round_number == 0, self.manifest.train.local_steps
+        if first:
+            for trainer in self.trainers:
+                trainer.set_parameters(self.state.parameters)
+            self.progress = [Progress(trainer.local()) for trainer in self.trainers]
+        self.round_number += 1
+        losses = []
+        for trainer, residual, progress in zip(self.trainers, self.residuals, self.progress, strict=True):
+            trainer.rounds = float(self.round_number - 1)
+            losses.append(trainer.train(steps if first else steps - self.late).loss_mean)
+            progress.take(trainer.local(), residual)
+            trainer.train(self.late)
+        return float(np.mean(losses))
+
+    def aggregate(self, sid: bytes, weight: float = 1.0) -> None:
+        """The certified state lands in models that have gone on."""
+        super().aggregate(sid, weight)
+        for trainer, residual, progress in zip(self.trainers, self.residuals, self.progress, strict=True):
+            trainer.set_parameters(progress.land(self.state.parameters, trainer.local(), residual))
+
+    def evaluate(self, heldout: TokenData) -> float:
+        """Loss of the certified parameters, which are lent the first peer's model."""
+        local = np.array(self.trainers[0].local())
+        loss = super().evaluate(heldout)
+        self.trainers[0].set_parameters(local)
+        return loss

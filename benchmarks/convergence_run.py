@@ -6,6 +6,7 @@ local      local steps, then the masked sum of the updates: what peers do
 alone      one of the four peers, by itself
 random-k   local steps; of each update a shared random part is sent, the rest waits (with `restart` beside the
            model, else in each peer's own weights, a sparse averaging as in SPARTA)
+overlapped local steps that go on while a round is aggregated, which lasts `late` of them
 low-rank   local steps; matrices are sent as factors of low rank (PowerSGD, arXiv 1905.13727), the rest in full
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.convergence_methods import GradientSwarm, LowRankSwarm, RandomPartSwarm
+from benchmarks.convergence_methods import GradientSwarm, LowRankSwarm, OverlappedSwarm, RandomPartSwarm
 from benchmarks.convergence_swarm import Swarm
 from benchmarks.convergence_task import PEERS, SEQUENCE, base_manifest, task
 from peer.data import TokenBatches
@@ -38,6 +39,7 @@ _SWARMS: dict[str, type[Swarm]] = {
     "gradients": GradientSwarm,
     "random-k": RandomPartSwarm,
     "low-rank": LowRankSwarm,
+    "overlapped": OverlappedSwarm,
 }
 
 
@@ -61,6 +63,7 @@ class Spec:
     fragments: int = 1
     part: float = 1.0
     rank: int = 0
+    late: int = 0
     restart: bool = False
     size: str = "0.36M"
     split: str = "iid"
@@ -125,7 +128,7 @@ def _swarm(spec: Spec) -> Iterator[tuple[float, float, int, int]]:
     deal = task(spec.split)
     kind = _SWARMS[spec.method]
     swarm = kind(spec.manifest(), [deal.data(peer) for peer in range(PEERS)], spec.batch, spec.seed)
-    swarm.part, swarm.rank, swarm.restart = spec.part, spec.rank, spec.restart
+    swarm.part, swarm.rank, swarm.late, swarm.restart = spec.part, spec.rank, spec.late, spec.restart
     if spec.start == "warm":
         swarm.start_from(warm_start(spec.size, spec.tokens))
     checks, sent = _checks(spec.rounds), 0

@@ -49,6 +49,7 @@ class Swarm:
         self.outer = OuterStep(outer.learning_rate, outer.momentum, outer.nesterov, outer.momentum_rounds)
         self.round_number = 0
         self.part, self.rank = 1.0, 0  # of methods that send less than the whole update
+        self.late = 0  # steps that an aggregation lasts, of peers that train on
         self.restart = False  # each round from the certified parameters, with what was not sent beside them
         self._random = np.random.Generator(np.random.PCG64(seed))
 

@@ -74,7 +74,8 @@ def _row(preset: Preset, found: dict[str, list[dict[str, Any]]], curves: dict[st
     loss = sum(losses) / len(losses)
     own = reference_of(preset.spec)
     curve = _shifted(curves.get(own, ()), found.get(own, ()))
-    standard = curves.get(ADAMW_REFERENCE, ()) if own == MUON_REFERENCE else ()
+    adamw = ADAMW_REFERENCE if own == MUON_REFERENCE else ""
+    standard = _shifted(curves.get(adamw, ()), found.get(adamw, ()))
     share, bound = efficiency(loss, first["tokens"], standard)
     same, same_bound = efficiency(loss, first["tokens"], curve)
     if first["method"] == "alone":  # it saw a quarter of the tokens: no efficiency of a run of four

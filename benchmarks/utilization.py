@@ -3,7 +3,7 @@
 Five peers in one process: the product's Participant, Driver and learner each, behind simulated lines (`line.py`:
 20 Mbit/s up and down, 100 ms each way). Blocking and overlapped rounds, one after the other, with the same data,
 seeds and local steps, until the same number of tokens is certified: the settings of the convergence table's home line,
-whose learning rate has come to its end by then.
+whose learning rate has come to its end by then. Then overlapped ones again, for as long as the blocking ones took.
 
 The peers share this machine's cores, where in earnest each has an accelerator. So that the line and not the cores is
 what a round waits for, each step also sleeps `--floor` seconds, which stand for the accelerator's time. `training
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -291,16 +291,20 @@ def _mode(overlap: bool) -> str:
 
 
 def measure(setting: Setting) -> list[Mapping[str, Any]]:
-    """A row per mode."""
+    """Blocking; overlapped for as many tokens; overlapped for as many seconds, the learning rate ending later."""
     shards, heldout = texts(setting)
-    rows: list[dict[str, Any]] = []
-    enough = 0
-    for overlap in (False, True):
+
+    def made(setting: Setting, overlap: bool, enough: int) -> dict[str, Any]:
         peers = asyncio.run(run(setting, overlap, shards, enough))
         assert all(isinstance(peer.learner, OverlappedLearner) is overlap for peer in peers)
-        enough = enough or sum(peers[0].watch.tokens)
-        rows.append(row(setting, overlap, peers, heldout, enough))
-    return [line | {"setting": vars(setting)} for line in rows]
+        tokens = enough or sum(peers[0].watch.tokens)
+        return row(setting, overlap, peers, heldout, tokens) | {"setting": vars(setting)}
+
+    blocking = made(setting, False, 0)
+    overlapped = made(setting, True, blocking["tokens"])
+    saved = blocking["seconds per round"] / overlapped["seconds per round"]
+    longer = made(replace(setting, rounds=round(setting.rounds * saved)), True, 0)
+    return [blocking, overlapped, longer | {"mode": "overlapped, same time"}]
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""`run-peer plan`: what a run will cost a peer, by its manifest alone: bytes, seconds on a given line, memory.
+"""`run-peer plan`: what a run will cost a peer, by its manifest alone: bytes, seconds on a given line, memory;
+and how good a model its settings gave where they were measured.
 
 The bytes are those of masked chunks, sums, copies and audits, which grow with the model. Signatures, rosters and votes
-add some ten kilobytes a round and peer, whatever the model; they are not in the figures.
+add some tens of kilobytes a round and peer, whatever the model (27 in rounds of five); they are not in the figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from averaging.layout import Layout
 from averaging.packing import base, top_digit
 from averaging.roster import cut
 from peer.manifest import Manifest
+from peer.measured import quality
 from peer.run_params import run_params
 
 ROUND_TRIPS = 10
@@ -49,6 +51,7 @@ class Plan:
     train_seconds: float | None
     training_share: float | None
     memory: int
+    quality: str
     advice: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
@@ -115,6 +118,7 @@ def plan(
         train_seconds=None if training is None else round(training, 2),
         training_share=None if training is None else round(training / (training + line), 3),
         memory=memory,
+        quality=quality(manifest.train.optimizer, manifest.train.local_steps, warm=not manifest.model.config),
         advice=tuple(_advice(manifest, layout, line, training, members)),
     )
 
@@ -131,7 +135,7 @@ def _advice(manifest: Manifest, layout: Layout, line: float, training: float | N
         return said
     steps = math.ceil(manifest.train.local_steps * line * (1 - _ROOMY) / (_ROOMY * training))
     share = line / (training + line)
-    said.append(f"{share:.0%} of a round is spent on the line; train.overlap would hide it, at a cost in quality")
+    said.append(f"{share:.0%} of a round is spent on the line; train.overlap would hide it: better in the same time")
     said.append(f"or train.local_steps = {steps} would make it {_ROOMY:.0%}; more local steps cost quality")
     if layout.pack == 1:
         finest = max((pack for pack in (7, 8, 10, 13) if top_digit(pack, members) >= 2), default=None)
@@ -156,6 +160,8 @@ def describe(found: Plan) -> str:
     if found.train_seconds is not None:
         share = f"{found.training_share:.0%} of the time trains where rounds wait for the line"
         rows.append(("training", f"{found.tokens_per_round:,} tokens in {found.train_seconds:g} s; {share}"))
+    if found.quality:
+        rows.append(("quality", found.quality))
     lines = [f"{name:<12} {text}" for name, text in rows]
     return "\n".join([*lines, *(f"{'advice':<12} {text}" for text in found.advice)])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.convergence_methods import GradientSwarm, LowRankSwarm, RandomPartSwarm
+from benchmarks.convergence_methods import GradientSwarm, LowRankSwarm, OverlappedSwarm, RandomPartSwarm
 from benchmarks.convergence_picture import draw
 from benchmarks.convergence_presets import FULL, quick, reference_of
 from benchmarks.convergence_run import Spec
@@ -17,10 +18,11 @@ from benchmarks.convergence_swarm import Swarm
 from benchmarks.convergence_table import efficiency, rows_of, seconds_to, tokens_for
 from dht.wire import digest
 from peer.data import TokenData
+from peer.init import recommended
 from peer.manifest import Codec, Manifest, Outer
 from peer.run_params import run_params
 from tests.peer.learner_table import TOKENS, Table
-from tests.peer.swarm_in_process import BATCH, SEQUENCE, TEXT, tiny_manifest
+from tests.peer.swarm_in_process import BATCH, SEQUENCE, TEXT, identity, tiny_manifest
 
 PACKED = Codec(ring_bits=32, chunk_elements=4096, pack=10)
 
@@ -157,3 +159,30 @@ def test_the_table_asks_what_it_must() -> None:
     assert {row.spec.split for row in FULL} == {"iid", "kinds"}
     assert {row.spec.start for row in FULL} == {"scratch", "warm"}
     assert len({row.spec.size for row in FULL}) == 3
+
+
+def test_init_writes_a_row_of_the_table_with_a_hundred_times_less_traffic() -> None:
+    table = Path(__file__).parents[2] / "benchmarks" / "results" / "convergence.json"
+    row = next(row for row in json.loads(table.read_text())["rows"] if row["preset"] == "home line, 4.6 bits")
+    made = recommended(str(identity(0).peer_id), name="run", genesis_peers=4)
+    assert (made.train.optimizer, made.train.local_steps) == (row["optimizer"], row["local_steps"])
+    assert made.train.learning_rate == row["rate"]
+    assert (made.outer.learning_rate, made.outer.momentum) == (row["outer_rate"], row["outer_momentum"])
+    assert (made.codec.ring_bits, made.codec.pack) == (row["ring_bits"], row["pack"])
+    assert row["bytes_ratio"] >= 100
+    assert row["efficiency"] >= 0.85  # of one place with AdamW
+
+
+def test_overlapped_peers_that_are_never_late_are_blocking_ones() -> None:
+    late, blocking = (swarm_of(manifest_of(), kind) for kind in (OverlappedSwarm, Swarm))
+    for swarm in (late, blocking):
+        for _ in range(3):
+            swarm.round()
+    np.testing.assert_allclose(late.state.parameters, blocking.state.parameters, atol=2e-3)
+    later = swarm_of(manifest_of(), OverlappedSwarm)
+    later.late = 1
+    for _ in range(3):
+        later.round()
+    steps = [trainer.step for trainer in later.trainers]
+    assert steps == [trainer.step + 1 for trainer in blocking.trainers]
+    assert not np.allclose(later.state.parameters, blocking.state.parameters, atol=2e-3)

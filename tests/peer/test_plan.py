@@ -66,12 +66,20 @@ def test_a_line_that_is_a_burden_gets_advice_that_helps() -> None:
     after = made(longer, speed=1000.0)
     assert after.training_share is not None and after.training_share >= 0.899
     assert any("codec.pack = 7" in line for line in found.advice)
+    assert any("train.overlap" in line for line in found.advice)
     assert made(run, line=10_000.0, speed=100.0).advice == ()
 
 
 def test_too_short_deadlines_are_said() -> None:
     found = made(manifest(), line=1.0)
     assert any("deadlines" in line for line in found.advice)
+
+
+def test_quality_is_said_where_it_was_measured() -> None:
+    home = made(manifest(train=Train(optimizer="muon", local_steps=12)))
+    assert "12 local steps" in home.quality and home.quality in describe(home)
+    far = made(manifest(train=Train(optimizer="muon", local_steps=1000)))
+    assert far.quality == "" and "quality" not in describe(far)
 
 
 def test_the_words_name_the_numbers() -> None:
