@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SETTING = "4 peers with a model of 0.36M parameters"
 _NEAR = 4.0
 """Rows with more than so many times the local steps, or fewer than that part of them, say nothing."""
 
@@ -55,9 +54,9 @@ def quality(optimizer: str, local_steps: int, *, warm: bool) -> str:
     rows = nearest(optimizer, local_steps, warm=warm)
     if not rows:
         return ""
-    told = " and ".join(f"with {row.local_steps} local steps {_share(row)}" for row in rows)
-    start = "trained on" if warm else "new"
-    return f"as good as one place with Muon and fewer tokens: {told} of them ({SETTING}, {start})"
+    told = ", ".join(f"{_share(row)} at {row.local_steps} local steps" for row in rows)
+    model = "a trained" if warm else "a new"
+    return f"a token is worth {told}, of one in one place with Muon (measured with 4 peers, {model} model of 0.36M)"
 
 
 def _share(row: Measured) -> str:

@@ -43,11 +43,6 @@ def test_what_is_far_from_all_that_was_measured_gets_no_figure() -> None:
 
 def test_the_words_tell_the_figure_and_its_setting() -> None:
     text = quality("muon", 14, warm=False)
-    assert (
-        "12 local steps 76%" in text
-        and "18 local steps 70%" in text
-        and "0.36M" in text
-        and "4 peers" in text
-        and "new" in text
-    )
-    assert "trained on" in quality("muon", 12, warm=True)
+    assert "76% at 12 local steps, 70% at 18 local steps" in text and "4 peers, a new model of 0.36M" in text
+    assert "a trained model" in quality("muon", 12, warm=True)
+    assert "under 55%" in quality("adamw", 12, warm=False)
