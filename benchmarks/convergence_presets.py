@@ -43,7 +43,7 @@ CENTRAL = (
     _row("central, AdamW", "one place", ADAMW, _SEEDS, method="central", optimizer="adamw"),
 )
 MUON_REFERENCE, ADAMW_REFERENCE = "central, Muon", "central, AdamW"
-CURVES = {MUON_REFERENCE: (0.55, 0.7, 0.85), ADAMW_REFERENCE: (0.7, 1.5, 2.5)}
+CURVES = {MUON_REFERENCE: (0.4, 0.55, 0.7, 0.85), ADAMW_REFERENCE: (0.7, 1.5, 2.5)}
 """Central runs with other numbers of tokens, by which losses are turned into tokens; each is a whole run."""
 
 MAIN = (
@@ -88,7 +88,7 @@ WARM = (
     _row("overlap, 3 steps late, warm", "rounds last a quarter of their training", method="overlapped",
          **_FINE, late=3, start="warm"),
 )  # fmt: skip
-WARM_CURVE = {"central, Muon, warm": (0.7, 0.85)}
+WARM_CURVE = {"central, Muon, warm": (0.5, 0.7, 0.85)}
 
 
 def _sized(size: str, rates: tuple[float, ...]) -> tuple[Preset, ...]:

@@ -61,11 +61,10 @@ class Needs:
             "gradients": self.trained * _FLOAT,
             "moments": self.trained * self.moment_bytes,
             "residual": self.shared * _FLOAT,
-            "overlap": self.ahead,
             "state, on disk": self.shared * 2 * _FLOAT,
-        }
+        } | ({"overlap": self.ahead} if self.overlap else {})
         said = f"training {self.trained:,} of the model's {self.parameters:,} parameters takes {_gigabytes(self.bytes)}"
-        told = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size or name != "overlap")
+        told = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
         if self.bytes > free:
             raise ConfigError(f"{said} before the first batch, and {_gigabytes(free)} are free ({told})", remedy=REMEDY)
         log.info("%s, and %s are free (%s)", said, _gigabytes(free), told)

@@ -48,7 +48,8 @@ def create(directory: Path, data_dir: Path, *, name: str, peers: int) -> Identit
 
 def recommended(founder: str, *, name: str, genesis_peers: int) -> Manifest:
     """A new run as in the table's row *home line, 4.6 bits* (docs/training.md): Muon inside, 18 local steps, and seven
-    elements in a ring word, which serves cohorts of up to eleven: over a hundred times less traffic.
+    elements in a ring word, which serves cohorts of up to eleven: over a hundred times less traffic. The row's rate
+    decays; `train.decay_rounds` does that for who knows how many rounds there will be.
     """
     steps = 18
     return Manifest.demo(

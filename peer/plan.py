@@ -2,7 +2,7 @@
 and how good a model its settings gave where they were measured.
 
 The bytes are those of masked chunks, sums, copies and audits, which grow with the model. Signatures, rosters and votes
-add some tens of kilobytes a round and peer, whatever the model (27 in rounds of five); they are not in the figures.
+add some tens of kilobytes a round and peer, whatever the model (30 in rounds of five); they are not in the figures.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ ROUND_TRIPS = 10
 """Messages of a round that wait for each other: shares, receipts, certificate, unmasking, hashes, votes."""
 _ROOMY = 0.1
 """The line is no burden while a round spends this part of its time on it, or less."""
+_OVERLAP = "a little worse for as many tokens, better in as much time (docs/training.md)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _advice(manifest: Manifest, layout: Layout, line: float, training: float | N
         return said
     steps = math.ceil(manifest.train.local_steps * line * (1 - _ROOMY) / (_ROOMY * training))
     share = line / (training + line)
-    said.append(f"{share:.0%} of a round is spent on the line; train.overlap would hide it: better in the same time")
+    said.append(f"{share:.0%} of a round is spent on the line; train.overlap would hide it: " + _OVERLAP)
     said.append(f"or train.local_steps = {steps} would make it {_ROOMY:.0%}; more local steps cost quality")
     if layout.pack == 1:
         finest = max((pack for pack in (7, 8, 10, 13) if top_digit(pack, members) >= 2), default=None)

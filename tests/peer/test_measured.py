@@ -20,7 +20,7 @@ def test_each_row_is_the_tables(told: Measured) -> None:
     if told.under:
         assert (row["efficiency_muon"], row["efficiency_muon_bound"]) == (None, f"under {told.share:.2f}")
     else:
-        assert told.share == pytest.approx(row["efficiency_muon"], abs=0.005)
+        assert told.share == row["efficiency_muon"]
 
 
 def steps(optimizer: str, local_steps: int, *, warm: bool = False) -> list[int]:
@@ -45,4 +45,4 @@ def test_the_words_tell_the_figure_and_its_setting() -> None:
     text = quality("muon", 14, warm=False)
     assert "76% at 12 local steps, 70% at 18 local steps" in text and "4 peers, a new model of 0.36M" in text
     assert "a trained model" in quality("muon", 12, warm=True)
-    assert "under 55%" in quality("adamw", 12, warm=False)
+    assert "under 40%" in quality("adamw", 12, warm=False)
